@@ -64,7 +64,7 @@ class Writers:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Waiting:
+class _QueuedBody:
     """A queued body, the function that parses it, and the future of its result."""
 
     parse: Callable[[Any], object]
@@ -99,7 +99,7 @@ class Parsers:
     ) -> None:
         self._processes, self._parse_s, self._memory_bytes = processes, parse_s, memory_bytes
         self._on_failure = on_failure
-        self._queue: FairQueue[_Waiting] = FairQueue(items_max=WAITING_MAX, quantum=SMALL_BYTES)
+        self._queue: FairQueue[_QueuedBody] = FairQueue(items_max=WAITING_MAX, quantum=SMALL_BYTES)
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
         self._closed = False
@@ -112,16 +112,16 @@ class Parsers:
         Unavailable.
         """
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(parse, body, loop, loop.create_future())
+        queued = _QueuedBody(parse, body, loop, loop.create_future())
         with self._changed:
             if self._closed:
                 raise Unavailable("this gateway is shutting down", dependency="gateway")
-            self._queue.put(tenant.name, [(waiting, size)], weight=tenant.weight)
+            self._queue.put(tenant.name, [(queued, size)], weight=tenant.weight)
             self._start()
             self._changed.notify()
         try:
             async with asyncio.timeout(WAIT_S):
-                made: T = await waiting.outcome
+                made: T = await queued.outcome
         except TimeoutError:
             raise Overloaded(
                 f"the body was not parsed within {WAIT_S:g} s: too many large ones wait"
@@ -149,19 +149,19 @@ class Parsers:
 
     def _run(self) -> None:
         worker = _Worker(self._parse_s, self._memory_bytes)
-        waiting: _Waiting | None = None
+        queued: _QueuedBody | None = None
         try:
-            while (waiting := self._next()) is not None:
-                if not waiting.outcome.done():  # else its request was canceled
-                    waiting.settle(worker.run(waiting.parse, waiting.body))
+            while (queued := self._next()) is not None:
+                if not queued.outcome.done():  # else its request was canceled
+                    queued.settle(worker.run(queued.parse, queued.body))
         except BaseException:
-            if waiting is not None:
-                waiting.settle(Unavailable("the body could not be parsed", dependency="gateway"))
+            if queued is not None:
+                queued.settle(Unavailable("the body could not be parsed", dependency="gateway"))
             raise
         finally:
             worker.kill()
 
-    def _next(self) -> _Waiting | None:
+    def _next(self) -> _QueuedBody | None:
         """Returns the next body by the tenants' turns; None after `close`."""
         with self._changed:
             while not self._closed and not (taken := self._queue.take(1)):

@@ -7,7 +7,9 @@ from typing import Final
 
 import numpy as np
 
+from query.searcher.futures import fail
 from vicinage.clock import Deadline
+from vicinage.errors import DeadlineExceeded
 from vicinage.records import ShardQuery, ShardResult
 
 COST_MAX: Final = 4_096
@@ -58,6 +60,21 @@ def batch_key(query: ShardQuery) -> tuple[object, ...]:
 def batch_size_max(first: QueuedSearch, batch_max: int) -> int:
     """Returns the maximum number of requests in a batch of requests like `first`, at least 1."""
     return max(1, min(batch_max, COST_MAX // first.cost, HITS_MAX // first.query.k))
+
+
+def without_late(batch: Sequence[QueuedSearch]) -> list[QueuedSearch]:
+    """Returns the requests that are in time, and fails the others with DeadlineExceeded."""
+    late = [each for each in batch if each.deadline.passed()]
+    for each in late:
+        reason = "the deadline passed while waiting to search"
+        fail(each.future, DeadlineExceeded(reason, dependency="searcher"))
+    return [each for each in batch if each not in late]
+
+
+def fail_all(batch: Sequence[QueuedSearch], error: BaseException) -> None:
+    """Fails the requests that have no result yet."""
+    for each in batch:
+        fail(each.future, error)
 
 
 def combine(batch: Sequence[QueuedSearch]) -> ShardQuery:

@@ -17,9 +17,16 @@ from typing import Any, Final
 from indexer.backends import Backend
 from indexer.index.shard import Shard
 from indexer.index.snapshot import StoredDocument
-from query.searcher.batch import QueuedSearch, batch_key, combine, set_results
+from query.searcher.batch import (
+    QueuedSearch,
+    batch_key,
+    combine,
+    fail_all,
+    set_results,
+    without_late,
+)
 from query.searcher.cost import search_cost
-from query.searcher.futures import fail, result_within
+from query.searcher.futures import result_within
 from query.searcher.reads import ShardReads
 from query.searcher.search_queue import SearchQueue
 from query.searcher.shards import ShardTable
@@ -31,7 +38,7 @@ from tenants.manifests import Manifests
 from tenants.provisioning import VECTORS_TOPIC
 from tenants.registry import Registry
 from vicinage.clock import Clock, Deadline
-from vicinage.errors import DeadlineExceeded, NotFound, Unavailable, VicinageError
+from vicinage.errors import NotFound, Unavailable, VicinageError
 from vicinage.log import Log
 from vicinage.records import ShardId, ShardQuery, ShardResult
 from vicinage.settings import SearcherSettings
@@ -106,7 +113,7 @@ class Searcher:
 
     def _run_batch(self, batch: Sequence[QueuedSearch]) -> None:
         """Searches the batch's shard, or has it loaded or warmed up and the batch requeued."""
-        batch = self._without_late(batch)
+        batch = without_late(batch)
         if not batch:
             return
         query, catalog = batch[0].query, max(each.catalog for each in batch)
@@ -123,17 +130,6 @@ class Searcher:
             return
         self._search_shard(shard, batch, watermark)
 
-    def _without_late(self, batch: Sequence[QueuedSearch]) -> list[QueuedSearch]:
-        """Returns the requests that are in time, and fails the others."""
-        in_time = []
-        for each in batch:
-            if each.deadline.passed():
-                late = "the deadline passed while waiting to search"
-                fail(each.future, DeadlineExceeded(late, dependency="searcher"))
-            else:
-                in_time.append(each)
-        return in_time
-
     def _load_and_requeue(self, batch: Sequence[QueuedSearch], catalog: int) -> None:
         """Has the shard loaded, or the catalog read, and then requeues the batch."""
 
@@ -141,18 +137,16 @@ class Searcher:
             error = load.exception()
             if error is None:
                 self._requeue(batch)
-                return
-            for each in batch:
-                fail(each.future, error)
+            else:
+                fail_all(batch, error)
 
         latest = max((each.deadline for each in batch), key=lambda deadline: deadline.at)
         try:
             load = self.shards.request(batch[0].query.shard, latest, catalog)
         except VicinageError as error:
-            for each in batch:
-                fail(each.future, error)
-            return
-        load.add_done_callback(requeue)
+            fail_all(batch, error)
+        else:
+            load.add_done_callback(requeue)
 
     def _requeue_warmed_up(self, batch: Sequence[QueuedSearch]) -> None:
         for each in batch:
@@ -172,11 +166,9 @@ class Searcher:
         try:
             set_results(batch, shard.search(combine(batch)), watermark)
         except VicinageError as error:
-            for each in batch:
-                fail(each.future, error)
+            fail_all(batch, error)
         finally:  # any other error ends the role; no request is left waiting
-            for each in batch:
-                fail(each.future, Unavailable("the search failed", dependency="searcher"))
+            fail_all(batch, Unavailable("the search failed", dependency="searcher"))
 
     def _weight(self, tenant: str) -> int:
         try:
@@ -262,8 +254,7 @@ class Searcher:
             thread.join(10)
         stopping = Unavailable("the searcher is stopping", dependency="searcher")
         self._warm_ups.stop(stopping)  # before the drain: it may have requeued requests
-        for each in self._queue.drain():
-            fail(each.future, stopping)
+        fail_all(self._queue.drain(), stopping)
         self.shards.refuse_all(stopping)
         self.tail.fail_waits(stopping)
         self._reads.close()
