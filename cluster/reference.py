@@ -362,27 +362,27 @@ LEVELS = ("debug", "info", "warning", "error", "exception")
 
 
 def events() -> str:
-    """Returns the page of events: name, level, room and fields of each, from the calls."""
+    """Returns the page of events: name, level, component and fields of each, from the calls."""
     found = sorted({event for package in PACKAGES for event in _events_of(ROOT / package)})
     lines = [
         "# Events",
         "",
         _prose(
             "Each process writes events to `DATA/run/ROLE.log`, one JSON object a line, with "
-            "`event`, `level`, `timestamp`, `role`, `room` and the fields below. "
+            "`event`, `level`, `timestamp`, `role`, `component` and the fields below. "
             "[Monitor](../how-to/monitor.md) describes how to watch them."
         ),
         "",
-        "| event | level | room | fields |",
+        "| event | level | component | fields |",
         "|---|---|---|---|",
     ]
-    for name, level, room, names in found:
+    for name, level, component, names in found:
         shown = ", ".join(f"`{each}`" for each in names)
         lines.append(
             _row(
                 f"`{name}`",
                 "error" if level == "exception" else level,
-                f"`{room}`" if room else "",
+                f"`{component}`" if component else "",
                 shown,
             )
         )
@@ -393,11 +393,15 @@ def _events_of(folder: Path) -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
     for path in sorted(folder.rglob("*.py")):
         tree = ast.parse(path.read_text())
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
-        rooms = [
+        calls_of_events = [
             call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "events"
         ]
-        room = next(
-            (str(call.args[0].value) for call in rooms if isinstance(call.args[0], ast.Constant)),
+        component = next(
+            (
+                str(call.args[0].value)
+                for call in calls_of_events
+                if isinstance(call.args[0], ast.Constant)
+            ),
             "",
         )
         for call in calls:
@@ -407,7 +411,9 @@ def _events_of(folder: Path) -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
                 and _is_event(call.func.value)
             ):
                 given = tuple(k.arg for k in call.keywords if k.arg and k.arg != "exc_info")
-                yield from ((name, call.func.attr, room, given) for name in _names(call.args[0]))
+                yield from (
+                    (name, call.func.attr, component, given) for name in _names(call.args[0])
+                )
 
 
 def _is_event(value: ast.expr) -> bool:
