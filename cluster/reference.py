@@ -5,7 +5,6 @@ A test compares the files with the generated text.
 
 import ast
 import inspect
-import json
 import re
 import sys
 import textwrap
@@ -20,6 +19,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from cluster import reference_http
+from cluster.reference_text import prose, table_row
 from query.problems import HTTP_KINDS
 from vicinage import errors
 from vicinage.metrics import COUNTERS, GAUGES, HISTOGRAMS
@@ -36,8 +37,8 @@ def pages() -> dict[str, str]:
         "metrics.md": HEADER + metrics(),
         "errors.md": HEADER + problems(),
         "commands.md": HEADER + commands(),
-        "http-routes.md": HEADER + endpoints(),
-        "http-fields.md": HEADER + fields_of_bodies(),
+        "http-routes.md": HEADER + reference_http.endpoints(),
+        "http-fields.md": HEADER + reference_http.fields_of_bodies(),
         "limits.md": HEADER + limits(),
         "events.md": HEADER + events(),
         "client.md": HEADER + client(),
@@ -49,7 +50,7 @@ def settings() -> str:
     lines = [
         "# Settings",
         "",
-        _prose(
+        prose(
             "The first source that names a setting wins: an option of the command, the environment "
             "variable, the settings file. [Configure](../how-to/configure.md) shows how to set and "
             "check them."
@@ -62,7 +63,7 @@ def settings() -> str:
         variable = "VICINAGE_" + path.upper().replace(".", "__")
         default = "" if field.default is PydanticUndefined else str(field.default)
         bounds = ", ".join(_bound(m) for m in field.metadata)
-        row = _row(
+        row = table_row(
             f"`{path}`",
             f"`{variable}`",
             f"`{default}`" if default else "",
@@ -80,24 +81,10 @@ def settings() -> str:
     return "\n".join(lines[:-1]) + "\n"
 
 
-def _prose(text: str) -> str:
-    """Wraps a paragraph or a list item at 100 columns."""
-    indent = "  " if text.startswith("- ") else ""
-    lines = textwrap.wrap(
-        text, 100, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
-    return "\n".join(lines)
-
-
 def _docstring(of: Any) -> str:
     """Returns a docstring whose paragraphs of one long line are wrapped."""
     paragraphs = (inspect.getdoc(of) or "").split("\n\n")
-    return "\n\n".join(each if "\n" in each else _prose(each) for each in paragraphs)
-
-
-def _row(*cells: str) -> str:
-    """Returns a row of a table. A bar within a cell is escaped: it would end the cell."""
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    return "\n\n".join(each if "\n" in each else prose(each) for each in paragraphs)
 
 
 def _bound(rule: Any) -> str:
@@ -116,7 +103,7 @@ def metrics() -> str:
     lines = [
         "# Metrics",
         "",
-        _prose(
+        prose(
             "Every process serves `/metrics` in the text format of Prometheus. "
             "[Monitor](../how-to/monitor.md) lists the ports and proposes alerts. No metric has a "
             "tenant as a label, so their number is bounded. Figures of one tenant come from "
@@ -128,7 +115,9 @@ def metrics() -> str:
         "| metric | kind | labels | meaning |",
         "|---|---|---|---|",
         *(
-            _row(f"`{name}`", kind, ", ".join(f"`{label}`" for label in each.labels), each.help)
+            table_row(
+                f"`{name}`", kind, ", ".join(f"`{label}`" for label in each.labels), each.help
+            )
             for kind, definitions in defined.items()
             for name, each in definitions.items()
         ),
@@ -141,7 +130,7 @@ def problems() -> str:
     lines = [
         "# Errors",
         "",
-        _prose(
+        prose(
             "Every error is a problem document (RFC 9457) with `type`, `title`, `status` and "
             "`detail`, and where they apply `field`, `limit` and `retry_after_s`. "
             "[Troubleshoot](../how-to/troubleshoot.md) states what to do."
@@ -151,7 +140,7 @@ def problems() -> str:
     lines += ["| type | status | meaning |", "|---|---|---|"]
     for kind in _tree(errors.VicinageError):
         lines.append(
-            _row(
+            table_row(
                 f"`urn:vicinage:problem:{kind.kind}`",
                 str(kind.status),
                 (kind.__doc__ or "").splitlines()[0],
@@ -160,7 +149,7 @@ def problems() -> str:
     known = {kind.kind for kind in _tree(errors.VicinageError)}
     for status, (name, meaning) in HTTP_KINDS.items():
         if name not in known:
-            lines.append(_row(f"`urn:vicinage:problem:{name}`", str(status), meaning))
+            lines.append(table_row(f"`urn:vicinage:problem:{name}`", str(status), meaning))
     return "\n".join(lines) + "\n"
 
 
@@ -178,13 +167,13 @@ def commands() -> str:
     lines = [
         "# Commands",
         "",
-        _prose(
+        prose(
             "Every command takes `--data DIR`, the directory of a local platform, and `--json`. "
             "Commands that a remote platform can answer also take `--url URL` and `--key KEY`. "
             "`VICINAGE_DATA`, `VICINAGE_URL` and `VICINAGE_KEY` replace the options."
         ),
         "",
-        _prose(
+        prose(
             "If no platform runs on DATA and no URL is given, `tenant`, `key`, `collection`, "
             "`model`, `reindex` and `audit` work on the catalog of DATA and create it if it does "
             "not exist. A reindex that is started this way waits for the next `vicinage up`. "
@@ -204,7 +193,7 @@ def commands() -> str:
     for words, command in _commands(main, "vicinage"):
         context = click.Context(command, info_name=words)
         usage = " ".join(command.collect_usage_pieces(context))
-        lines += [f"## `{words} {usage}`", "", _prose(command.get_short_help_str(200)), ""]
+        lines += [f"## `{words} {usage}`", "", prose(command.get_short_help_str(200)), ""]
         for option in command.params:
             if isinstance(option, click.Option) and option.name not in (
                 "data",
@@ -213,7 +202,7 @@ def commands() -> str:
                 "as_json",
             ):
                 names = "`, `".join((*option.opts, *option.secondary_opts))
-                lines.append(_prose(f"- `{names}` {option.help}{_default(option)}"))
+                lines.append(prose(f"- `{names}` {option.help}{_default(option)}"))
         lines.append("")
     return "\n".join(lines[:-1]) + "\n"
 
@@ -234,98 +223,12 @@ def _commands(command: click.Command, words: str) -> Iterator[tuple[str, click.C
         yield words, command
 
 
-def endpoints() -> str:
-    """Every route with its first line."""
-    from query.api.openapi import document
-    from query.api.routes import ROUTERS
-
-    lines = [
-        "# HTTP routes",
-        "",
-        _prose(
-            "[HTTP API](http.md) describes bodies, fields, parameters and limits. A running "
-            "gateway serves its OpenAPI document at `/openapi.json` and a page to try it at "
-            "`/docs`."
-        ),
-        "",
-    ]
-    lines += ["| method | path | |", "|---|---|---|"]
-    for path, methods in sorted(document(ROUTERS, {})["paths"].items()):
-        for method, facts in methods.items():
-            lines.append(_row(method.upper(), f"`{path}`", facts["summary"]))
-    return "\n".join(lines) + "\n"
-
-
-def fields_of_bodies() -> str:
-    """Every body of the HTTP API with its fields, from the schemas of the OpenAPI document."""
-    from query.api.openapi import document
-    from query.api.operations import SCHEMAS
-    from query.api.routes import ROUTERS
-
-    schemas = document(ROUTERS, {})["components"]["schemas"]
-    lines = [
-        "# HTTP bodies",
-        "",
-        _prose(
-            "Every body of the HTTP API, and every object in one, by its name in the OpenAPI "
-            "document. [HTTP API](http.md) describes how they go together; "
-            "[HTTP routes](http-routes.md) lists the routes. A bound that is a setting is given "
-            "with its default. Null is the same as a missing field in a request."
-        ),
-        "",
-    ]
-    for name, schema in schemas.items():
-        required = schema.get("required", [])
-        lines += [f"## {name}", "", _prose(schema["description"].split("\n\n")[0]), ""]
-        lines += ["| field | type | meaning |", "|---|---|---|"]
-        lines += [
-            _row(
-                f"`{field}`" + (" (required)" if field in required else ""),
-                _schema_type(each),
-                each.get("description") or schemas[each["$ref"][len(SCHEMAS) :]]["description"],
-            )
-            for field, each in schema.get("properties", {}).items()
-        ]
-        lines.append("")
-    return "\n".join(lines[:-1]) + "\n"
-
-
-_BOUNDS_OF_SCHEMAS = {
-    "minimum": "≥ {}",
-    "maximum": "≤ {}",
-    "minLength": "≥ {} characters",
-    "maxLength": "≤ {} characters",
-    "minItems": "≥ {} items",
-    "maxItems": "≤ {} items",
-    "x-setting": "`{}`",
-}
-
-
-def _schema_type(schema: dict[str, Any]) -> str:
-    """Returns a JSON Schema's type, bounds and default in words."""
-    if "anyOf" in schema:
-        kinds = [_schema_type(each) for each in schema["anyOf"]]
-        named = " or ".join(kind for kind in kinds if kind != "null")
-        return f"{named}, or null" if "null" in kinds else named
-    if "$ref" in schema:
-        name = schema["$ref"].rpartition("/")[2]
-        return f"[{name}](#{name.lower()})"
-    if "enum" in schema or "const" in schema:
-        values = schema.get("enum", [schema.get("const")])
-        return " or ".join(f"`{json.dumps(value)}`" for value in values)
-    kind = schema.get("type", "any")
-    if kind == "array":
-        kind = f"list of {_schema_type(schema.get('items', {}))}"
-    bounds = [text.format(schema[key]) for key, text in _BOUNDS_OF_SCHEMAS.items() if key in schema]
-    return f"{kind} ({', '.join(bounds)})" if bounds else kind
-
-
 def limits() -> str:
     """Returns the page of settings that are bounds."""
     lines = [
         "# Limits",
         "",
-        _prose(
+        prose(
             "These settings bound what one request, document or process can take. "
             "[HTTP API](http.md) states the fixed limits: sizes of bodies, documents, filters, "
             "searches and names."
@@ -336,7 +239,7 @@ def limits() -> str:
     ]
     for path, field in _settings(Settings, ""):
         if path.endswith("_max") or path in BOUNDS:
-            lines.append(_row(f"`{path}`", f"`{field.default}`", field.description or ""))
+            lines.append(table_row(f"`{path}`", f"`{field.default}`", field.description or ""))
     return "\n".join(lines) + "\n"
 
 
@@ -367,7 +270,7 @@ def events() -> str:
     lines = [
         "# Events",
         "",
-        _prose(
+        prose(
             "Each process writes events to `DATA/run/ROLE.log`, one JSON object a line, with "
             "`event`, `level`, `timestamp`, `role`, `component` and the fields below. "
             "[Monitor](../how-to/monitor.md) describes how to watch them."
@@ -379,7 +282,7 @@ def events() -> str:
     for name, level, component, names in found:
         shown = ", ".join(f"`{each}`" for each in names)
         lines.append(
-            _row(
+            table_row(
                 f"`{name}`",
                 "error" if level == "exception" else level,
                 f"`{component}`" if component else "",
@@ -435,7 +338,7 @@ def client() -> str:
     lines = [
         "# Python client",
         "",
-        _prose(
+        prose(
             "The package `vicinage-client` needs httpx2 and nothing else. `Client` is for threads, "
             "`AsyncClient` is the same for asyncio: its methods are coroutines, and `aclose` "
             "ends it."
@@ -454,12 +357,12 @@ def client() -> str:
             "| field | type |",
             "|---|---|",
         ]
-        lines += [_row(f"`{each.name}`", f"`{_type(each.type)}`") for each in fields(kind)]
+        lines += [table_row(f"`{each.name}`", f"`{_type(each.type)}`") for each in fields(kind)]
         lines.append("")
     lines += ["## Errors", "", "| error | base | meaning |", "|---|---|---|"]
     for kind in _members(package, lambda kind: issubclass(kind, Exception)):
         first = (inspect.getdoc(kind) or "").splitlines()[0]
-        lines.append(_row(f"`{kind.__name__}`", f"`{kind.__mro__[1].__name__}`", first))
+        lines.append(table_row(f"`{kind.__name__}`", f"`{kind.__mro__[1].__name__}`", first))
     return "\n".join(lines) + "\n"
 
 

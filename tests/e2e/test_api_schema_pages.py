@@ -1,4 +1,4 @@
-"""The pages that show the OpenAPI document work without a network: nothing comes from another host."""
+"""The pages that show the OpenAPI document work without a network and without other hosts."""
 
 import re
 import zlib

@@ -142,7 +142,7 @@ class ModelWait(ResponseModel):
     partition: Count = Field(description="The partition of the documents topic.", examples=[0])
     model: str = Field(description="The model.", examples=["all-minilm-l6-v2"])
     state: LaneState = Field(
-        description="`unavailable`: the model does not answer; `behind`: records are being processed.",
+        description="`unavailable`: the model does not answer; `behind`: they are processed.",
         examples=["unavailable"],
     )
     since_ms: Milliseconds = Field(
