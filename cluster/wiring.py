@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from indexer.run import Indexer
     from ingest.chunking import Chunker
     from ingest.embedding import Embedder
-    from ingest.embedding.gather import GatheringEmbedder
+    from ingest.embedding.query_batching import BatchingEmbedder
     from ingest.run import Ingest
     from query.embedding_cache import CachingEmbedder
     from query.rerank import TeiReranker
@@ -197,22 +197,22 @@ class _QueryEmbedders:
         self._resources = resources
         self._key = key
         self._cache = EmbeddingCache(resources.settings.gateway.embedding_cache_bytes_max)
-        self._clients: dict[str, tuple[GatheringEmbedder, CachingEmbedder]] = {}
+        self._clients: dict[str, tuple[BatchingEmbedder, CachingEmbedder]] = {}
         self._readiness = EmbedderReadiness(resources.settings.embedder.url)
         self.reranker = _reranker(resources.settings, key)
 
     def of(self, model: str) -> "CachingEmbedder":
         """Returns the model's client; creates it at first use."""
-        from ingest.embedding.gather import GatheringEmbedder
         from ingest.embedding.openai import OpenAIEmbedder
+        from ingest.embedding.query_batching import BatchingEmbedder
         from query.embedding_cache import CachingEmbedder
 
         if model not in self._clients:
             entry = self._resources.registry.model(model)
             client = _embedder(self._resources, entry, self._key)
             assert isinstance(client, OpenAIEmbedder), "every kind of embedder is reached over HTTP"
-            gathering = GatheringEmbedder(client)
-            self._clients[model] = gathering, CachingEmbedder(gathering, entry, self._cache)
+            batching = BatchingEmbedder(client)
+            self._clients[model] = batching, CachingEmbedder(batching, entry, self._cache)
         return self._clients[model][1]
 
     async def ready(self) -> bool:
@@ -221,8 +221,8 @@ class _QueryEmbedders:
 
     async def aclose(self) -> None:
         """Closes the connections of all clients."""
-        for gathering, _ in self._clients.values():
-            await gathering.aclose()
+        for batching, _ in self._clients.values():
+            await batching.aclose()
         await self._readiness.aclose()
         if self.reranker is not None:
             await self.reranker.aclose()

@@ -3,8 +3,8 @@
     python loadtest/text.py [--forms]
 
 `--forms` measures in this process alone: the CPU time of one thread for a text. It compares the
-library's model with packed weights (packed.py) with the encoder (bert.py), in calls as the embedder
-makes them. The least of several rounds counts.
+library's model with the encoder (bert.py), in calls as the embedder makes them. The least of
+several rounds counts.
 
 Every text is searched once, except in the last case, which repeats all of them. The bound is
 sentence-transformers alone with all cores, in the faster of float32 and bfloat16. It is measured
@@ -63,20 +63,21 @@ def forms(report: Report, texts: list[str], rounds: int = 5) -> None:
     Calls have 1, 8 and 24 texts.
     """
     from ingest.embedding import local
+    from ingest.embedding.embed_request import split_calls
     from ingest.embedding.onnx_runtime import OnnxRuntime
     from ingest.embedding.tokenizer import model_root
-    from ingest.embedding.torch_runtime import TorchModel, TorchRuntime, load, packed
+    from ingest.embedding.torch_runtime import TorchModel, TorchRuntime, load
     from tenants.entities import DEFAULT_MODEL
     from vicinage.settings import EmbedderSettings
 
     embedder = local.LocalEmbedder(DEFAULT_MODEL, EmbedderSettings(threads=1, precision="float32"))
     root = model_root(DEFAULT_MODEL)
     ways = [
-        ("library's model, laid", TorchModel(packed(load(root, "cpu")))),
+        ("library's model", TorchModel(load(root, "cpu"))),
         ("encoder", TorchRuntime(root, "cpu").at("float32", 1)),
         ("ONNX Runtime", OnnxRuntime(root).at("float32", 1)),
     ]
-    rows = embedder._tokenise(texts)  # noqa: SLF001
+    rows = embedder._input.encode(texts)  # noqa: SLF001
     least: dict[tuple[str, int], float] = {}
     for _ in range(rounds):
         for n in (1, 8, 24):
@@ -84,13 +85,13 @@ def forms(report: Report, texts: list[str], rounds: int = 5) -> None:
                 start = time.process_time()
                 for i in range(0, len(rows), n):
                     items = [Item(row, None, 0) for row in sorted(rows[i : i + n], key=len)]
-                    for call in local._calls(items, model.pad_share):  # noqa: SLF001
-                        embedder._forward(model, [item.tokens for item in call], threads=1)  # noqa: SLF001
+                    for call in split_calls(items, model.pad_share):
+                        embedder._forward(model, [item.tokens for item in call], 1)  # noqa: SLF001
                 each = (time.process_time() - start) / len(rows) * 1e3
                 least[name, n] = min(each, least.get((name, n), each))
     embedder.close()
     for (name, n), each in least.items():
-        bound = least["library's model, laid", n]
+        bound = least["library's model", n]
         report.add(f"{name}, calls of {n}, one thread", each, "CPU ms/text", bound=bound)
 
 

@@ -50,9 +50,9 @@ class Embedder(Protocol):
     ) -> Floats:
         """Returns float32 [n, d] in the order of `texts`, L2-normalized if the model normalizes.
 
-        Raises Overloaded if its queue is full, Unavailable if it is away (ServerFailed if the
-        server returned 500), and DeadlineExceeded. Raises Refused (field `input.<number>`) for a
-        text over the window: it never truncates.
+        Raises Overloaded if its queue is full, and DeadlineExceeded. Raises Unavailable if the
+        server is down, ServerFailed if the server returned 500. Raises Refused (field
+        `input.<number>`) for a text over the window: it never truncates.
         """
         ...
 

@@ -37,7 +37,7 @@ class Batcher:
         }
         self._batch_tokens = batch_tokens
         self._call_tokens = batch_tokens
-        self._questions_in_a_row = 0
+        self._query_calls_in_a_row = 0
 
     def put(self, tenant: TenantContext, lane: Lane, items: list[Item]) -> None:
         """Queues a request's texts, shortest first, to minimize padding. Raises Overloaded."""
@@ -47,18 +47,18 @@ class Batcher:
 
     def take(self) -> list[Item]:
         """Returns the texts of the next model call, by length; [] if none wait."""
-        questions, documents = self._lanes[Lane.QUERY], self._lanes[Lane.DOCUMENT]
-        starving = documents.cost and self._questions_in_a_row >= STARVE_AFTER
-        if questions.cost and not starving:
-            self._questions_in_a_row += 1
-            taken = questions.take(self._call_tokens)
+        queries, documents = self._lanes[Lane.QUERY], self._lanes[Lane.DOCUMENT]
+        starving = documents.cost and self._query_calls_in_a_row >= STARVE_AFTER
+        if queries.cost and not starving:
+            self._query_calls_in_a_row += 1
+            items = queries.take(self._call_tokens)
         else:
-            busy = self._questions_in_a_row > 0
-            self._questions_in_a_row = 0
-            taken = documents.take(
+            busy = self._query_calls_in_a_row > 0
+            self._query_calls_in_a_row = 0
+            items = documents.take(
                 int(self._call_tokens * BUSY_SHARE) if busy else self._call_tokens
             )
-        return sorted(taken, key=lambda item: len(item.tokens))
+        return sorted(items, key=lambda item: len(item.tokens))
 
     def waiting_tokens(self) -> int:
         """Returns the tokens that wait in both lanes."""

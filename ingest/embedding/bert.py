@@ -2,23 +2,16 @@
 
 For one or two query texts, half of a call of the library's model is spent between the products.
 Here query, key and value are one product, and GELU is part of the product before it. Models of
-other families run as they are (packed.py). CPU only. The torch operators used here are those that
-torch's compiler emits; torch is pinned by the lock file.
+other families run as they are. CPU only.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from ingest.embedding.packed import can_lay
+from ingest.embedding.packed import Linear, can_pack, packed_linear, plain_linear
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class _Step(Protocol):
-    def __call__(self, x: "Tensor") -> "Tensor":
-        """[.., in] → [.., out]."""
-        ...
 
 
 def is_bert(model: Any) -> bool:
@@ -41,22 +34,26 @@ def is_bert(model: Any) -> bool:
 
 
 class Encoder:
-    """`model` (see `is_bert`) at a precision: float32, bfloat16 or float16."""
+    """`model` (see `is_bert`) at a precision: float32, bfloat16 or float16.
 
-    def __init__(self, model: Any, precision: str) -> None:
+    `packed`: its weights are packed, if the processor can use such weights in that precision.
+    """
+
+    def __init__(self, model: Any, precision: str, *, packed: bool = True) -> None:
         import torch
 
         bert = getattr(model[0], "auto_model", None) or model[0].model
         dtype = getattr(torch, precision)
+        linear = packed_linear if packed and can_pack(dtype) else plain_linear
         table = bert.embeddings
-        self._heads: int = bert.config.num_attention_heads
+        heads: int = bert.config.num_attention_heads
         with torch.inference_mode():
             self._words = table.word_embeddings.weight.to(dtype)
-            self._places = (
+            self._positions = (
                 table.position_embeddings.weight + table.token_type_embeddings.weight[0]
             ).to(dtype)
             self._norm = _norm(table.LayerNorm, dtype)
-            self._layers = [_layer(each, dtype, self._heads) for each in bert.encoder.layer]
+            self._layers = [_layer(each, dtype, heads, linear) for each in bert.encoder.layer]
 
     def __call__(self, features: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
         """Returns `sentence_embedding` [n, d] for `input_ids` and `attention_mask` [n, tokens].
@@ -77,9 +74,11 @@ class Encoder:
 
         mask = features["attention_mask"]
         rows = _Rows(mask, self._words.dtype)
-        places = torch.arange(mask.shape[1]).expand(mask.shape)
+        positions = torch.arange(mask.shape[1]).expand(mask.shape)
         words = torch.nn.functional.embedding(rows.packed(features["input_ids"]), self._words)
-        x = self._norm(words + torch.nn.functional.embedding(rows.packed(places), self._places))
+        x = self._norm(
+            words + torch.nn.functional.embedding(rows.packed(positions), self._positions)
+        )
         for layer in self._layers:
             x = layer(x, rows)
         return rows.padded(x)
@@ -113,57 +112,37 @@ class _Rows:
         return x.view(*self.shape, -1)
 
 
-def _layer(layer: Any, dtype: Any, heads: int) -> Callable[["Tensor", _Rows], "Tensor"]:
+def _layer(
+    layer: Any, dtype: Any, heads: int, linear: Callable[..., Linear]
+) -> Callable[["Tensor", _Rows], "Tensor"]:
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
+    def dense(*modules: Any, gelu: bool = False) -> Linear:
+        """Returns the product with the weights of all `modules`, side by side."""
+        weight = torch.cat([m.weight for m in modules]).to(dtype)
+        bias = torch.cat([m.bias for m in modules]).to(dtype)
+        return linear(weight, bias, gelu=gelu)
+
     own, after = layer.attention.self, layer.attention.output
-    of_all = (own.query, own.key, own.value)
-    attend = _linear(
-        torch.cat([m.weight for m in of_all]), torch.cat([m.bias for m in of_all]), dtype
-    )
-    mix = _linear(after.dense.weight, after.dense.bias, dtype)
-    widen = _linear(
-        layer.intermediate.dense.weight, layer.intermediate.dense.bias, dtype, gelu=True
-    )
-    narrow = _linear(layer.output.dense.weight, layer.output.dense.bias, dtype)
+    attend = dense(own.query, own.key, own.value)
+    mix = dense(after.dense)
+    widen = dense(layer.intermediate.dense, gelu=True)
+    narrow = dense(layer.output.dense)
     norm_attended, norm_out = _norm(after.LayerNorm, dtype), _norm(layer.output.LayerNorm, dtype)
 
     def run(x: "Tensor", rows: _Rows) -> "Tensor":
         parts = rows.padded(attend(x)).view(*rows.shape, 3, heads, x.shape[1] // heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
-        seen = scaled_dot_product_attention(query, key, value, attn_mask=rows.hidden)
-        x = norm_attended(mix(rows.packed(seen.transpose(1, 2).flatten(2))) + x)
+        attended = scaled_dot_product_attention(query, key, value, attn_mask=rows.hidden)
+        x = norm_attended(mix(rows.packed(attended.transpose(1, 2).flatten(2))) + x)
         return norm_out(narrow(widen(x)) + x)
 
     return run
 
 
-def _norm(norm: Any, dtype: Any) -> _Step:
+def _norm(norm: Any, dtype: Any) -> Callable[["Tensor"], "Tensor"]:
     import torch
 
-    weight, bias, shape, eps = (
-        norm.weight.to(dtype),
-        norm.bias.to(dtype),
-        norm.normalized_shape,
-        norm.eps,
-    )
-    return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
-
-
-def _linear(weight: "Tensor", bias: "Tensor", dtype: Any, *, gelu: bool = False) -> _Step:
-    """Returns a product with weights in oneDNN's layout (see packed.py), else torch's plain one."""
-    import torch
-
-    weight, bias = weight.to(dtype), bias.to(dtype)
-    if not can_lay(dtype):
-        after = torch.nn.functional.gelu if gelu else _same
-        return lambda x: after(torch.nn.functional.linear(x, weight, bias))
-    ops = torch.ops.mkldnn
-    laid = ops._reorder_linear_weight(weight, None)  # noqa: SLF001
-    post, how = ("gelu", "none") if gelu else ("none", "")
-    return lambda x: ops._linear_pointwise(x, laid, bias, post, [], how)  # noqa: SLF001
-
-
-def _same(x: "Tensor") -> "Tensor":
-    return x
+    weight, bias = norm.weight.to(dtype), norm.bias.to(dtype)
+    return lambda x: torch.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)

@@ -17,12 +17,12 @@ BUDGET_S: Final = 3.0
 """Seconds after which no trial begins, except the first one of a precision."""
 ROUNDS: Final = 3
 PROBE: Final = (
-    "A managed vector retrieval platform answers questions of many tenants from their own documents.",
-    "The quick brown fox jumps over the lazy dog while the committee reads the minutes of the last meeting.",
-    "Boundary layers on swept wings at supersonic speed become turbulent earlier than theory predicts.",
+    "A managed vector retrieval platform serves searches of many tenants in their documents.",
+    "The quick brown fox jumps over the lazy dog while the committee reads the last minutes.",
+    "Boundary layers on swept wings at supersonic speed become turbulent earlier than predicted.",
     "Return the median of numeric data, using the common mean of middle two method.",
     "Invoices are due thirty days after delivery unless the contract says otherwise.",
-    "She tuned the cello by ear, then wrote down the frequencies for the others in the orchestra.",
+    "I tuned the cello by ear, then wrote down the frequencies for the others in the orchestra.",
     "Der Fluss trat nach dem Regen über die Ufer, und die untere Brücke wurde gesperrt.",
     "SELECT name, count(*) FROM orders GROUP BY name HAVING count(*) > 10;",
     "Photosynthesis in shaded leaves saturates at a lower intensity of light.",
@@ -66,11 +66,11 @@ class Calibration:
     """The chosen trial, and all trials."""
 
     chosen: Trial
-    tried: tuple[Trial, ...]
+    trials: tuple[Trial, ...]
 
     def facts(self) -> dict[str, Any]:
         """Returns the calibration as values for JSON."""
-        return {**asdict(self.chosen), "tried": [asdict(t) for t in self.tried]}
+        return {**asdict(self.chosen), "tried": [asdict(t) for t in self.trials]}
 
 
 def measure(precision: str, threads: int, embed: Callable[[int], Floats], truth: Floats) -> Trial:
@@ -92,16 +92,16 @@ def measure(precision: str, threads: int, embed: Callable[[int], Floats], truth:
     )
 
 
-def choose(tried: Sequence[Trial], cosine_floor: float) -> Calibration:
+def choose(trials: Sequence[Trial], cosine_floor: float) -> Calibration:
     """Returns the fastest trial with at least `cosine_floor`. Raises Refused if there is none."""
-    good = [t for t in tried if t.cosine >= cosine_floor]
+    good = [t for t in trials if t.cosine >= cosine_floor]
     if not good:
         raise Refused(
-            f"no precision keeps a cosine of {cosine_floor} to float32: {list(tried)}",
+            f"no precision keeps a cosine of {cosine_floor} to float32: {list(trials)}",
             field="precision",
         )
     best = max(good, key=lambda t: t.texts_per_s)
-    return Calibration(best, tuple(tried))
+    return Calibration(best, tuple(trials))
 
 
 def _timed(embed: Callable[[int], Floats], n: int) -> tuple[float, Floats]:

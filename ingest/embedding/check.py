@@ -27,15 +27,15 @@ CALL_S: Final = 15.0
 TEXT: Final = "A short text that any embedding model takes."
 
 
-def described(given: Mapping[str, Any]) -> EmbeddingModel:
-    """Returns the registry entry for the `given` fields.
+def described(fields: Mapping[str, Any]) -> EmbeddingModel:
+    """Returns the registry entry for these fields.
 
-    A local model's files supply the facts that are not given. Raises Refused if a fact is neither
-    given nor in the files, or if the files contradict it.
+    A local model's files supply the missing fields. Raises Refused if a fact is in neither of them,
+    or if the files contradict a field.
     """
-    bare = EmbeddingModel(given["name"], given["kind"], given["location"], 1, 16)
+    bare = EmbeddingModel(fields["name"], fields["kind"], fields["location"], 1, 16)
     known: dict[str, Any] = {}
-    if given["kind"] == "local":
+    if fields["kind"] == "local":
         files = read_model_files(model_root(bare))
         known = {
             "dimension": files.dimension,
@@ -44,13 +44,13 @@ def described(given: Mapping[str, Any]) -> EmbeddingModel:
             "query_prompt": files.query_prompt,
             "document_prompt": files.document_prompt,
         }
-    known |= {name: value for name, value in given.items() if value is not None}
+    known |= {name: value for name, value in fields.items() if value is not None}
     for name, what in (
         ("dimension", "the length of its vectors"),
-        ("window_tokens", "the longest input it reads"),
+        ("window_tokens", "the longest input it accepts"),
     ):
         if known.get(name) is None:
-            raise Refused(f"{name} is missing: {what}; no file of the model says it", field=name)
+            raise Refused(f"{name} is missing: {what}; no file of the model states it", field=name)
     model = replace(bare, **known)
     if model.kind == "local":
         check_model_files(model, files)
@@ -75,7 +75,7 @@ def check_server(model: EmbeddingModel, model_key: str | None) -> None:
         embedder.embed([TEXT], tenant=TenantContext(""), deadline=Deadline.after(CALL_S))
     except DeadlineExceeded:
         raise Refused(
-            f"{model.location} did not answer within {CALL_S:.0f} s", field="location"
+            f"{model.location} did not respond within {CALL_S:.0f} s", field="location"
         ) from None
     except VicinageError as error:
         reason = getattr(error, "operator_detail", error.detail)
@@ -87,7 +87,7 @@ def check_server(model: EmbeddingModel, model_key: str | None) -> None:
 def _check_local(model: EmbeddingModel) -> None:
     command = [sys.executable, "-P", "-m", "ingest.embedding.check"]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command,
             input=orjson.dumps(asdict(model)),
             capture_output=True,
@@ -96,33 +96,33 @@ def _check_local(model: EmbeddingModel) -> None:
         )
     except subprocess.TimeoutExpired:
         raise Refused(f"the model did not load within {LOAD_S:.0f} s", field="location") from None
-    lines = done.stdout.strip().splitlines()
+    lines = process.stdout.strip().splitlines()
     try:
-        answer = orjson.loads(lines[-1]) if lines else {}
+        result = orjson.loads(lines[-1]) if lines else {}
     except orjson.JSONDecodeError:
-        answer = {}
-    if answer.get("good") is not True:
-        end = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [
-            "it ended without a word"
+        result = {}
+    if result.get("good") is not True:
+        end = process.stderr.decode(errors="replace").strip().splitlines()[-1:] or [
+            "it ended without a message"
         ]
-        reason = answer.get("reason") or f"exit status {done.returncode}: {end[0][:300]}"
+        reason = result.get("reason") or f"exit status {process.returncode}: {end[0][:300]}"
         raise Refused(
-            f"the model cannot be used: {reason}", field=answer.get("field") or "location"
+            f"the model cannot be used: {reason}", field=result.get("field") or "location"
         )
 
 
 def _main() -> int:
-    from ingest.embedding.local import try_model
+    from ingest.embedding.model_trials import try_model
 
     try:
         try_model(EmbeddingModel(**orjson.loads(sys.stdin.buffer.read())))
     except VicinageError as error:
-        answer = {"good": False, "reason": error.detail, "field": getattr(error, "field", None)}
+        result = {"good": False, "reason": error.detail, "field": getattr(error, "field", None)}
     except Exception as error:  # noqa: BLE001  (the boundary of this process: the reason goes to the caller)
-        answer = {"good": False, "reason": f"{type(error).__name__}: {error}"[:500]}
+        result = {"good": False, "reason": f"{type(error).__name__}: {error}"[:500]}
     else:
-        answer = {"good": True}
-    sys.stdout.write(orjson.dumps(answer).decode() + "\n")
+        result = {"good": True}
+    sys.stdout.write(orjson.dumps(result).decode() + "\n")
     return 0
 
 

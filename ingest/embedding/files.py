@@ -55,12 +55,12 @@ def read_model_files(folder: Path) -> ModelFiles:
     config = _json(transformer / "config.json")
     pooling = _pooling(folder, modules)
     positions = _positions(config, _json(transformer / "tokenizer_config.json"))
-    meant = _whole(_json(transformer / "sentence_bert_config.json").get("max_seq_length"))
+    intended = _whole(_json(transformer / "sentence_bert_config.json").get("max_seq_length"))
     prompts = _json(folder / "config_sentence_transformers.json")
     return ModelFiles(
         dimension=_dimension(folder, modules, pooling, config),
         positions=positions,
-        window_tokens=min((n for n in (meant, positions) if n is not None), default=None),
+        window_tokens=min((n for n in (intended, positions) if n is not None), default=None),
         normalized=any(str(m.get("type", "")).endswith("Normalize") for m in modules),
         query_prompt=_prompt(prompts, QUERY_PROMPTS),
         document_prompt=_prompt(prompts, DOCUMENT_PROMPTS),
@@ -85,7 +85,8 @@ def check_model_files(model: EmbeddingModel, files: ModelFiles) -> None:
         )
     if files.prompt_excluded and (model.query_prompt or model.document_prompt):
         raise Refused(
-            f"model {model.name} leaves its prompt out of the pooling (include_prompt: false), which is not supported",
+            f"model {model.name} leaves its prompt out of the pooling (include_prompt: false), "
+            "which is not supported",
             field="location",
         )
 
@@ -118,11 +119,11 @@ def _dimension(
     if dense:
         return _whole(_json(folder / dense[-1] / "config.json").get("out_features"))
     if any(value is True for key, value in pooling.items() if key.startswith("pooling_mode_")):
-        ways = sum(
+        modes = sum(
             value is True for key, value in pooling.items() if key.startswith("pooling_mode_")
         )
         width = _whole(pooling.get("word_embedding_dimension"))
-        return width * ways if width is not None else None
+        return width * modes if width is not None else None
     return _whole(config.get("hidden_size"))
 
 
@@ -130,8 +131,8 @@ def _positions(config: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> int |
     most = _whole(config.get("max_position_embeddings"))
     if most is not None and config.get("model_type") in PADDED_POSITIONS:
         most -= 2
-    told = _whole(tokenizer.get("model_max_length"))
-    known = [n for n in (most, told) if n is not None and n < UNBOUNDED]
+    stated = _whole(tokenizer.get("model_max_length"))
+    known = [n for n in (most, stated) if n is not None and n < UNBOUNDED]
     return min(known, default=None)
 
 

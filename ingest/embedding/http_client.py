@@ -58,8 +58,8 @@ class Requests:
                 limit = aiohttp.ClientTimeout(total=timeout_s)
                 async with self._session.post(
                     self._url, data=body, headers=headers, timeout=limit
-                ) as answer:
-                    return answer.status, answer.headers, await answer.read()
+                ) as response:
+                    return response.status, response.headers, await response.read()
             except aiohttp.ClientConnectionError:
                 if last:
                     raise

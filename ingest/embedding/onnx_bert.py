@@ -18,7 +18,7 @@ from vicinage.records import Floats
 
 OPSET: Final = 17
 IR: Final = 9
-OWN: Final = "com.microsoft"
+CONTRIB: Final = "com.microsoft"
 INPUTS: Final = ("input_ids", "attention_mask")
 OUTPUT: Final = "sentence_embedding"
 
@@ -32,30 +32,31 @@ def check_bert(root: Path) -> Mapping[str, Any]:
     modules = _json(root / "modules.json")
     kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise _unfit(f"its modules are {', '.join(kinds)}")
+        raise _unsupported(f"its modules are {', '.join(kinds)}")
     if modules[0].get("path"):
-        raise _unfit("its encoder lies in a folder of its own")
+        raise _unsupported("its encoder is in a subfolder")
     if config.get("model_type") != "bert":
-        raise _unfit(f"its architecture is {config.get('model_type')}")
+        raise _unsupported(f"its architecture is {config.get('model_type')}")
     if (
         config.get("hidden_act") != "gelu"
         or config.get("position_embedding_type", "absolute") != "absolute"
     ):
-        raise _unfit("its activation or its position embeddings are not BERT's own")
+        raise _unsupported("its activation or its position embeddings are not BERT's own")
     pooling = _json(root / str(modules[1].get("path", "")) / "config.json")
-    ways = {
+    modes = {
         name
         for name, value in pooling.items()
         if name.startswith("pooling_mode_") and value is True
     }
-    if ways != {"pooling_mode_mean_tokens"} and pooling.get("pooling_mode") != "mean":
-        raise _unfit("its pooling is not the mean of the tokens")
+    if modes != {"pooling_mode_mean_tokens"} and pooling.get("pooling_mode") != "mean":
+        raise _unsupported("its pooling is not the mean of the tokens")
     return config  # type: ignore[no-any-return]
 
 
-def _unfit(why: str) -> Refused:
+def _unsupported(why: str) -> Refused:
     return Refused(
-        f"ONNX Runtime runs plain BERT encoders here, and {why}: install vicinage with the extra `torch`"
+        f"ONNX Runtime runs plain BERT encoders here, and {why}: "
+        "install vicinage with the extra `torch`"
     )
 
 
@@ -130,11 +131,11 @@ class _Graph:
             [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["n", self._width])],
             self._constants,
         )
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(OWN, 1)]
-        whole: bytes = helper.make_model(
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
+        serialized_model: bytes = helper.make_model(
             graph, opset_imports=opsets, ir_version=IR
         ).SerializeToString()
-        return whole
+        return serialized_model
 
     def _embedded(self) -> str:
         """Adds the normalized sum of each token's word, position and type: [n, tokens, d]."""
@@ -155,17 +156,23 @@ class _Graph:
         )
 
     def _layer(self, x: str, lengths: str, prefix: str) -> str:
-        own = [f"{prefix}attention.self.{name}" for name in ("query", "key", "value")]
+        names = [f"{prefix}attention.self.{name}" for name in ("query", "key", "value")]
         product = self._constant(
-            np.concatenate([self._weights[f"{name}.weight"] for name in own]).T
+            np.concatenate([self._weights[f"{name}.weight"] for name in names]).T
         )
-        bias = self._constant(np.concatenate([self._weights[f"{name}.bias"] for name in own]))
-        seen = self._node("Attention", [x, product, bias, lengths], OWN, num_heads=self._heads)
+        bias = self._constant(np.concatenate([self._weights[f"{name}.bias"] for name in names]))
+        attended = self._node(
+            "Attention", [x, product, bias, lengths], CONTRIB, num_heads=self._heads
+        )
         x = self._added(
-            self._product(seen, f"{prefix}attention.output.dense"), x, f"{prefix}attention.output"
+            self._product(attended, f"{prefix}attention.output.dense"),
+            x,
+            f"{prefix}attention.output",
         )
         wide = self._product(x, f"{prefix}intermediate.dense")
-        wide = self._node("BiasGelu", [wide, self._weight(f"{prefix}intermediate.dense.bias")], OWN)
+        wide = self._node(
+            "BiasGelu", [wide, self._weight(f"{prefix}intermediate.dense.bias")], CONTRIB
+        )
         return self._added(self._product(wide, f"{prefix}output.dense"), x, f"{prefix}output")
 
     def _product(self, x: str, name: str) -> str:
@@ -175,7 +182,10 @@ class _Graph:
         """Adds the normalized sum of x, its bias and the residual `before`."""
         parts = (f"{name}.LayerNorm.weight", f"{name}.LayerNorm.bias", f"{name}.dense.bias")
         return self._node(
-            "SkipLayerNormalization", [x, before, *map(self._weight, parts)], OWN, epsilon=self._eps
+            "SkipLayerNormalization",
+            [x, before, *map(self._weight, parts)],
+            CONTRIB,
+            epsilon=self._eps,
         )
 
     def _mean(self, x: str, mask: str) -> None:

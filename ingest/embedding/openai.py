@@ -84,10 +84,10 @@ class OpenAIEmbedder:
                 )
             except httpx2.TimeoutException as error:
                 raise DeadlineExceeded(
-                    "the embedder did not answer in time", dependency="embedder"
+                    "the embedder did not respond in time", dependency="embedder"
                 ) from error
             except httpx2.HTTPError as error:
-                raise self._away(error) from error
+                raise self._unreachable(error) from error
             n = len(texts[i : i + INPUTS_MAX])
             parts.append(self._vectors(response.status_code, response.headers, response.content, n))
         return np.concatenate(parts) if parts else np.empty((0, self.dimension), np.float32)
@@ -104,14 +104,14 @@ class OpenAIEmbedder:
         assert len(texts) <= INPUTS_MAX
         body, headers, timeout = self._request(texts, tenant, lane, deadline)
         try:
-            status, answered, content = await self._requests.post(body, headers, timeout)
+            status, response_headers, content = await self._requests.post(body, headers, timeout)
         except TimeoutError as error:
             raise DeadlineExceeded(
-                "the embedder did not answer in time", dependency="embedder"
+                "the embedder did not respond in time", dependency="embedder"
             ) from error
         except aiohttp.ClientError as error:
-            raise self._away(error) from error
-        return self._vectors(status, answered, content, len(texts))
+            raise self._unreachable(error) from error
+        return self._vectors(status, response_headers, content, len(texts))
 
     def close(self) -> None:
         """Closes the synchronous connections. Idempotent."""
@@ -150,58 +150,58 @@ class OpenAIEmbedder:
             data = sorted(orjson.loads(content)["data"], key=itemgetter("index"))
             vectors = np.stack([_floats(d["embedding"]) for d in data])
         except (ValueError, KeyError, TypeError) as error:
-            raise self._wrong(f"answered what is no embedding: {error!r}") from error
+            raise self._invalid(f"returned no embeddings: {error!r}") from error
         if vectors.shape != (n, self.dimension) or not np.isfinite(vectors).all():
-            raise self._wrong(
-                f"answered {vectors.shape[0]} vectors of dimension {vectors.shape[-1]}, where {n} finite ones of "
-                f"{self.dimension} were asked"
+            raise self._invalid(
+                f"returned {vectors.shape[0]} vectors of dimension {vectors.shape[-1]}; "
+                f"{n} finite vectors of dimension {self.dimension} were requested"
             )
-        return vectors if self._ours or not self._entry.normalized else _normalised(vectors)
+        return vectors if self._ours or not self._entry.normalized else _unit_length(vectors)
 
-    def _away(self, error: Exception) -> Unavailable:
+    def _unreachable(self, error: Exception) -> Unavailable:
         """Returns the error of a server that cannot be reached.
 
         The server's address and the cause are for operators; a tenant sees only the model's name.
         """
         return Unavailable(
-            f"the embedding model {self.model} is away",
+            f"the embedding model {self.model} is unavailable",
             dependency="embedder",
             operator_detail=f"{self._url}: {error or type(error).__name__}",
         )
 
-    def _wrong(self, what: str) -> Unavailable:
+    def _invalid(self, what: str) -> Unavailable:
         return Unavailable(
-            f"the server of the embedding model {self.model} does not answer as it must",
+            f"the server of the embedding model {self.model} returned an invalid response",
             dependency="embedder",
             operator_detail=f"{self._url} {what}",
         )
 
     def _refusal(self, status: int, retry_after: str | None, content: bytes) -> Exception:
-        said, param = _said(content)
+        message, param = _error_of(content)
         retry_s = _retry_s(retry_after)
         match status:
             case 429:
                 return Overloaded(
-                    said if self._ours else f"the embedding model {self.model} has too much to do",
+                    message if self._ours else f"the embedding model {self.model} is overloaded",
                     retry_after_s=retry_s,
                 )
             case 400 | 413 | 422 if param != "model":
-                return Refused(said, field=param or "text")
+                return Refused(message, field=param or "text")
             case 504:
                 return DeadlineExceeded(
-                    "the embedder did not answer in time", dependency="embedder"
+                    "the embedder did not respond in time", dependency="embedder"
                 )
             case _:
                 kind = ServerFailed if status == httpx2.codes.INTERNAL_SERVER_ERROR else Unavailable
                 return kind(
-                    f"the embedding model {self.model} is away",
+                    f"the embedding model {self.model} is unavailable",
                     dependency="embedder",
                     retry_after_s=retry_s,
-                    operator_detail=f"{self._url} answered {status}: {said}",
+                    operator_detail=f"{self._url} returned {status}: {message}",
                 )
 
 
-def _normalised(vectors: Floats) -> Floats:
+def _unit_length(vectors: Floats) -> Floats:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit: Floats = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
     return unit
@@ -214,7 +214,7 @@ def _floats(embedding: str | list[float]) -> Floats:
     return np.asarray(embedding, np.float32)
 
 
-def _said(content: bytes) -> tuple[str, str | None]:
+def _error_of(content: bytes) -> tuple[str, str | None]:
     """Returns the message and the parameter of an error in the API's form.
 
     Returns the beginning of the content if it has another form.

@@ -1,54 +1,57 @@
-"""Packs a model's weights once into the layout that the processor's kernels read.
+"""Linear layers with weights in the layout that the processor's kernels read.
 
-Otherwise oneDNN reorders the weight of each linear layer in every call; for one or two query texts
-that is a third of the call. The operators here are those that torch's compiler emits when it
-freezes a model; torch is pinned by the lock file.
+Other layers reorder their weights in every call. This module is the only one that uses the private
+operators of oneDNN in torch, which torch's compiler emits when it freezes a model. A release of
+torch may change or remove them. So `torch_runtime.py` compares the encoder with the library's model
+when it loads it.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Linear = Callable[["Tensor"], "Tensor"]
+"""A linear layer: [.., in] → [.., out]."""
 
 
-def packed(model: Any) -> Any:
-    """Packs the linear layers of `model` in place and returns it; for inference on the CPU only.
+def can_pack(dtype: Any) -> bool:
+    """Returns whether torch has oneDNN and the processor has the instructions for `dtype`."""
+    import torch
 
-    The model is unchanged if torch lacks oneDNN, or if the processor lacks the instructions that
-    oneDNN needs for weights of that precision.
+    return bool(torch.backends.mkldnn.is_available()) and has_instructions(dtype)  # type: ignore[no-untyped-call]
+
+
+def has_instructions(dtype: Any) -> bool:
+    """Returns whether the processor has the instructions for products of that type.
+
+    oneDNN's operators raise without them. Returns True if torch does not state it.
     """
     import torch
 
-    ops = torch.ops.mkldnn
-    if not torch.backends.mkldnn.is_available() or not can_lay(next(model.parameters()).dtype):  # type: ignore[no-untyped-call]
-        return model
-
-    class Packed(torch.nn.Module):
-        """A linear layer with a packed weight: [.., in] → [.., out]."""
-
-        def __init__(self, linear: torch.nn.Linear) -> None:
-            super().__init__()
-            self._weight = ops._reorder_linear_weight(linear.weight.detach(), None)  # noqa: SLF001
-            self._bias = None if linear.bias is None else linear.bias.detach()
-
-        def forward(self, x: torch.Tensor) -> Any:
-            return ops._linear_pointwise(x, self._weight, self._bias, "none", [], "")  # noqa: SLF001
-
-    with torch.inference_mode():
-        for module in list(model.modules()):
-            for name, child in list(module.named_children()):
-                if type(child) is torch.nn.Linear:
-                    setattr(module, name, Packed(child))
-    return model
-
-
-def can_lay(dtype: Any) -> bool:
-    """Returns whether the processor has the instructions for weights of that type.
-
-    Without them the operators raise.
-    """
-    import torch
-
-    ops = torch.ops.mkldnn
-    needs = {
-        torch.bfloat16: ops._is_mkldnn_bf16_supported,  # noqa: SLF001
-        torch.float16: ops._is_mkldnn_fp16_supported,  # noqa: SLF001
+    queries = {
+        torch.bfloat16: "_is_mkldnn_bf16_supported",
+        torch.float16: "_is_mkldnn_fp16_supported",
     }
-    return bool(needs[dtype]()) if dtype in needs else True
+    query = getattr(torch.ops.mkldnn, queries.get(dtype, ""), None)
+    return bool(query()) if query is not None else True
+
+
+def packed_linear(weight: "Tensor", bias: "Tensor | None", *, gelu: bool = False) -> Linear:
+    """Returns a linear layer with a packed weight, followed by GELU with `gelu`."""
+    import torch
+
+    ops = torch.ops.mkldnn
+    reordered = ops._reorder_linear_weight(weight, None)  # noqa: SLF001
+    operation, algorithm = ("gelu", "none") if gelu else ("none", "")
+    return lambda x: ops._linear_pointwise(x, reordered, bias, operation, [], algorithm)  # noqa: SLF001
+
+
+def plain_linear(weight: "Tensor", bias: "Tensor | None", *, gelu: bool = False) -> Linear:
+    """Returns the same layer in torch's public functions."""
+    from torch.nn import functional
+
+    if gelu:
+        return lambda x: functional.gelu(functional.linear(x, weight, bias))
+    return lambda x: functional.linear(x, weight, bias)

@@ -27,7 +27,7 @@ QUEUE_PAIRS: Final = 4_096
 CALL_PAIRS: Final = 16
 """Pairs in one model call: few, so that a request never waits long behind another one's call."""
 QUANTUM: Final = 16
-CHARS_A_TOKEN: Final = 16
+CHARS_PER_TOKEN: Final = 16
 """Characters per token of the model's window at which a text is truncated before tokenization.
 
 Text that no model would read is not tokenized.
@@ -44,18 +44,20 @@ class _Request:
     """Passages to score against one query text; done when every score is computed."""
 
     scores: Floats
-    left: int
+    n_left: int
     deadline: Deadline
     done: Future[Floats] = field(default_factory=Future)
 
-    def over(self) -> bool:
+    def is_over(self) -> bool:
         """Returns whether the request is settled or its deadline passed."""
         return self.done.done() or self.deadline.passed()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pair:
-    question: str
+    """One passage of a request, with the query text."""
+
+    query: str
     passage: str
     request: _Request
     row: int
@@ -76,7 +78,7 @@ class LocalReranker:
         on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
         self._model = _load(folder, device)
-        self._chars = CHARS_A_TOKEN * min(int(self._model.tokenizer.model_max_length), WINDOW_MAX)
+        self._chars = CHARS_PER_TOKEN * min(int(self._model.tokenizer.model_max_length), WINDOW_MAX)
         self._queue = FairQueue[_Pair](items_max=QUEUE_PAIRS, quantum=QUANTUM)
         self._failures = 0
         self._worker = ModelWorker(
@@ -94,7 +96,7 @@ class LocalReranker:
 
     def submit(
         self,
-        question: str,
+        query: str,
         passages: Sequence[str],
         *,
         tenant: TenantContext,
@@ -108,9 +110,9 @@ class LocalReranker:
         request = _Request(np.empty(len(passages), np.float32), len(passages), deadline)
         if not passages:
             settle(request.done, request.scores)
-        asked = question[: self._chars]
+        truncated = query[: self._chars]
         pairs = [
-            (_Pair(asked, passage[: self._chars], request, i), 1)
+            (_Pair(truncated, passage[: self._chars], request, i), 1)
             for i, passage in enumerate(passages)
         ]
         self._worker.put(lambda: self._queue.put(tenant.name, pairs, weight=tenant.weight))
@@ -127,14 +129,14 @@ class LocalReranker:
 
         Raises the model's error after FAILURES_MAX failed calls in a row.
         """
-        wanted = [pair for pair in pairs if not pair.request.over()]
+        pending = [pair for pair in pairs if not pair.request.is_over()]
         try:
-            self._read(wanted)
+            self._score(pending)
             self._failures = 0
         except Exception as error:
             self._failures += 1
-            _event.exception("a call of the cross-encoder failed", failures=self._failures)
-            for pair in wanted:
+            _event.exception("rerank_call.failed", failures=self._failures)
+            for pair in pending:
                 settle(
                     pair.request.done,
                     Unavailable(f"the model failed: {error}", dependency="reranker"),
@@ -142,12 +144,12 @@ class LocalReranker:
             if self._failures == FAILURES_MAX:
                 raise
 
-    def _read(self, pairs: list[_Pair]) -> None:
+    def _score(self, pairs: list[_Pair]) -> None:
         if not pairs:
             return
         start = time.perf_counter()
         scores = self._model.predict(
-            [(pair.question, pair.passage) for pair in pairs],
+            [(pair.query, pair.passage) for pair in pairs],
             batch_size=len(pairs),
             show_progress_bar=False,
         )
@@ -155,8 +157,8 @@ class LocalReranker:
         _pairs.inc(len(pairs))
         for pair, score in zip(pairs, scores, strict=True):
             pair.request.scores[pair.row] = score
-            pair.request.left -= 1
-            if pair.request.left == 0:
+            pair.request.n_left -= 1
+            if pair.request.n_left == 0:
                 settle(pair.request.done, pair.request.scores)
 
 
@@ -170,7 +172,7 @@ def _load(folder: Path, device: str) -> Any:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # see torch_runtime.py
     if not (folder / "config.json").is_file():
         raise Refused(
-            f"rerank.model: there is no model in {folder}: its config.json is missing",
+            f"rerank.model: {folder} has no model: config.json is missing",
             field="rerank.model",
         )
     if not has_torch():
@@ -184,7 +186,7 @@ def _load(folder: Path, device: str) -> Any:
         model: Any = CrossEncoder(str(folder), device=device, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise Refused(
-            f"rerank.model: {folder} is no cross-encoder: {error}", field="rerank.model"
+            f"rerank.model: {folder} is not a cross-encoder: {error}", field="rerank.model"
         ) from error
     if model.num_labels != 1:
         raise Refused(

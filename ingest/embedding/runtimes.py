@@ -28,7 +28,8 @@ def open_runtime(entry: EmbeddingModel, *, device: str, name: Name) -> Runtime:
     runtime = _open(root, device, chosen(name, device))
     if runtime.dimension != entry.dimension:
         raise Refused(
-            f"model {entry.name} has dimension {runtime.dimension}, the registry says {entry.dimension}",
+            f"model {entry.name} has dimension {runtime.dimension}; "
+            f"the registry has {entry.dimension}",
             field="model",
         )
     return runtime
@@ -40,7 +41,8 @@ def chosen(name: Name, device: str) -> Name:
         name = "torch" if device != "cpu" or has_torch() else "onnx"
     if name == "onnx" and not (find_spec("onnx") and find_spec("onnxruntime")):
         raise Refused(
-            "nothing here runs a local model: install vicinage with the extra `cpu` or `torch`"
+            "no runtime for local models is installed: "
+            "install vicinage with the extra `cpu` or `torch`"
         )
     if name == "torch" and not has_torch():
         raise Refused(

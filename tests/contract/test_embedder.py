@@ -136,7 +136,7 @@ def test_closed_twice_is_closed(local: LocalEmbedder, url: str) -> None:
 
 def test_a_wrong_key_is_the_platforms_trouble_not_the_texts(url: str) -> None:
     remote = open_embedder(DEFAULT_MODEL, url=url, key="another")
-    with pytest.raises(Unavailable, match="is away") as raised:
+    with pytest.raises(Unavailable, match="is unavailable") as raised:
         remote.embed(["x"], tenant=TenantContext("t"))
     assert "401" in raised.value.operator_detail
     remote.close()

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ingest.embedding import bert
 from ingest.embedding.bert import Encoder, is_bert
 from ingest.embedding.tokenizer import open_tokenizer
 from tenants.entities import DEFAULT_MODEL
@@ -43,19 +42,26 @@ def embed(model: Any, texts: list[str]) -> Floats:
     return torch.nn.functional.normalize(out, dim=1).numpy()
 
 
-@pytest.mark.parametrize("laid", [True, False], ids=["kernels of oneDNN", "kernels of torch"])
+@pytest.mark.parametrize("packed", [True, False], ids=["kernels of oneDNN", "kernels of torch"])
 @pytest.mark.parametrize(("precision", "cosine"), [("float32", 0.9999), ("bfloat16", 0.995)])
 def test_its_vectors_are_the_models_for_any_batch(
-    monkeypatch: pytest.MonkeyPatch, model: Any, precision: str, cosine: float, *, laid: bool
+    model: Any, precision: str, cosine: float, *, packed: bool
 ) -> None:
-    if not laid:
-        monkeypatch.setattr(bert, "can_lay", lambda _dtype: False)
-    encoder = Encoder(model, precision)
+    encoder = Encoder(model, precision, packed=packed)
     for texts in ([TEXTS[2]], [TEXTS[2]] * 3, TEXTS, TEXTS * 4):
         want, got = embed(model, texts), embed(encoder, texts)
         assert np.einsum("ij,ij->i", want, got).min() > cosine
         if precision == "float32":
             np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_a_precision_without_instructions_is_not_packed(
+    monkeypatch: pytest.MonkeyPatch, model: Any
+) -> None:
+    plain = embed(Encoder(model, "float32", packed=False), TEXTS)
+    monkeypatch.setattr("ingest.embedding.bert.can_pack", lambda _dtype: False)
+    monkeypatch.setattr("ingest.embedding.bert.packed_linear", None)
+    np.testing.assert_array_equal(embed(Encoder(model, "float32"), TEXTS), plain)
 
 
 def test_a_text_has_the_same_vector_in_any_batch(model: Any) -> None:

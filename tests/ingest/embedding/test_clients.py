@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from ingest.embedding import Lane, open_embedder
 from ingest.embedding.calibration import Trial, choose
-from ingest.embedding.gather import CALLS_MAX, GATHER_MAX, GatheringEmbedder, windows_of
+from ingest.embedding.query_batching import BATCH_MAX, CALLS_MAX, BatchingEmbedder, windows_of
 from tenants.entities import DEFAULT_MODEL
 from vicinage.clock import Deadline
 from vicinage.errors import DeadlineExceeded, Overloaded, Refused, Unavailable
@@ -146,7 +146,7 @@ def test_overload_is_reported_with_its_retry_after(
 ) -> None:
     foreign.answer = JSONResponse({"error": {"message": "slow down"}}, 429, {"retry-after": header})
     embedder = open_embedder(replace(MODEL, location=base_url), url="http://unused")
-    with pytest.raises(Overloaded, match="model m has too much to do") as raised:
+    with pytest.raises(Overloaded, match="model m is overloaded") as raised:
         embedder.embed(["x"], tenant=TenantContext("t"))
     assert raised.value.retry_after_s == seconds
     embedder.close()
@@ -191,10 +191,10 @@ class Slow:
 
 
 def ask(
-    gathering: GatheringEmbedder, text: str, tenant: str = "t", weight: int = 1, wait_s: float = 5
+    batching: BatchingEmbedder, text: str, tenant: str = "t", weight: int = 1, wait_s: float = 5
 ) -> asyncio.Task:
     return asyncio.create_task(
-        gathering.embed_query(
+        batching.embed_query(
             text, tenant=TenantContext(tenant, weight), deadline=Deadline.after(wait_s)
         )
     )
@@ -209,8 +209,8 @@ async def started(slow: Slow) -> None:
 def test_texts_are_combined_during_calls_and_each_gets_its_own_vector() -> None:
     async def run() -> None:
         slow = Slow()
-        gathering = GatheringEmbedder(slow)
-        asked = [ask(gathering, f"q{i}") for i in range(30)]
+        batching = BatchingEmbedder(slow)
+        asked = [ask(batching, f"q{i}") for i in range(30)]
         await started(slow)
         slow.gate.set()
         vectors = await asyncio.gather(*asked)
@@ -223,15 +223,15 @@ def test_texts_are_combined_during_calls_and_each_gets_its_own_vector() -> None:
 def test_many_texts_of_one_tenant_do_not_delay_anothers_search() -> None:
     async def run() -> None:
         slow = Slow()
-        gathering = GatheringEmbedder(slow)
-        crowd = [ask(gathering, f"c{i}", "crowd") for i in range(300)]
+        batching = BatchingEmbedder(slow)
+        crowd = [ask(batching, f"c{i}", "crowd") for i in range(300)]
         await started(slow)
-        quiet = ask(gathering, "quiet", "quiet", weight=4)
+        quiet = ask(batching, "quiet", "quiet", weight=4)
         await asyncio.sleep(0)
         slow.gate.set()
         await asyncio.gather(quiet, *crowd)
         _, weight, texts = slow.calls[1]
-        assert "quiet" in texts and len(texts) == GATHER_MAX, "it is part of the next call"
+        assert "quiet" in texts and len(texts) == BATCH_MAX, "it is part of the next call"
         assert weight == 5, "whose weight is the sum of its tenants'"
 
     asyncio.run(run())
@@ -240,11 +240,11 @@ def test_many_texts_of_one_tenant_do_not_delay_anothers_search() -> None:
 def test_bad_texts_are_refused_alone_and_the_others_are_sent_again() -> None:
     async def run() -> None:
         slow = Slow()
-        gathering = GatheringEmbedder(slow)
-        first = [ask(gathering, "first")]
+        batching = BatchingEmbedder(slow)
+        first = [ask(batching, "first")]
         await started(slow)
         asked = [
-            ask(gathering, t) for t in ["a", "far too long for it", "b", "also far too long", "c"]
+            ask(batching, t) for t in ["a", "far too long for it", "b", "also far too long", "c"]
         ]
         await asyncio.sleep(0)
         slow.gate.set()
@@ -265,13 +265,13 @@ def test_bad_texts_are_refused_alone_and_the_others_are_sent_again() -> None:
 def test_abandoned_texts_are_not_embedded() -> None:
     async def run() -> None:
         slow = Slow()
-        gathering = GatheringEmbedder(slow)
-        first = [ask(gathering, "first")]
+        batching = BatchingEmbedder(slow)
+        first = [ask(batching, "first")]
         await started(slow)
         late, gone, here = (
-            ask(gathering, "late", wait_s=0.01),
-            ask(gathering, "gone"),
-            ask(gathering, "here"),
+            ask(batching, "late", wait_s=0.01),
+            ask(batching, "gone"),
+            ask(batching, "here"),
         )
         await asyncio.sleep(0)
         gone.cancel()
@@ -291,13 +291,13 @@ def test_a_failed_call_fails_its_waiting_requests() -> None:
         asyncio.get_running_loop().set_exception_handler(
             lambda _loop, context: said.append(context["exception"])
         )
-        gathering = GatheringEmbedder(slow)
+        batching = BatchingEmbedder(slow)
         slow.gate.set()
         for _ in range(3):
             with pytest.raises(Unavailable):
-                await ask(gathering, "q")
+                await ask(batching, "q")
         slow.bug = None
-        np.testing.assert_allclose(await ask(gathering, "q"), hash_vector("q", D))
+        np.testing.assert_allclose(await ask(batching, "q"), hash_vector("q", D))
 
     asyncio.run(run())
 
@@ -437,10 +437,10 @@ class Limited:
 
 def asked(embedder: Limited, texts: list[str]) -> list[Any]:
     async def run() -> list[Any]:
-        gathering = GatheringEmbedder(embedder)
+        batching = BatchingEmbedder(embedder)
         deadline = Deadline.after(10)
         calls = [
-            gathering.embed_query(t, tenant=TenantContext("t"), deadline=deadline) for t in texts
+            batching.embed_query(t, tenant=TenantContext("t"), deadline=deadline) for t in texts
         ]
         return await asyncio.gather(*calls, return_exceptions=True)
 

@@ -13,7 +13,8 @@ from ingest.chunking import open_chunker
 from ingest.embedding import Lane
 from ingest.embedding.check import check, described
 from ingest.embedding.files import check_model_files, read_model_files
-from ingest.embedding.local import LocalEmbedder, mean_of_windows
+from ingest.embedding.local import LocalEmbedder
+from ingest.embedding.model_input import mean_of_windows
 from ingest.embedding.tokenizer import model_root
 from tenants.entities import DEFAULT_MODEL, EmbeddingModel
 from vicinage.errors import Refused

