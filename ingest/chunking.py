@@ -50,10 +50,10 @@ class Chunker:
         is in a passage. A text that fits is one passage.
         """
         [n] = self._count([text])
-        whole = _trimmed(text)
-        if n <= self._aim and len(whole.text) <= self._aim * CHARS_PER_TOKEN_MAX:
-            return [whole]
-        return _in_order(self._chunk(text, 0, n)) or [whole]
+        trimmed = _trimmed(text)
+        if n <= self._aim and len(trimmed.text) <= self._aim * CHARS_PER_TOKEN_MAX:
+            return [trimmed]
+        return _in_order(self._chunk(text, 0, n)) or [trimmed]
 
     def _chunk(self, text: str, start: int, n_tokens: int) -> Iterator[Passage]:
         """Yields the passages of a text of `n_tokens` that begins at `start`.
@@ -104,7 +104,7 @@ def _in_order(passages: Iterable[Passage]) -> list[Passage]:
 
 
 def _trimmed(text: str) -> Passage:
-    """Returns the whole text without the white space around it."""
+    """Returns the text without surrounding white space as one passage."""
     trimmed = text.strip() or text
     start = text.index(trimmed)
     return Passage(trimmed, start, start + len(trimmed))

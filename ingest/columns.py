@@ -12,8 +12,8 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingest.documents import Entry, fitted
-from ingest.given_vectors import GivenVectors
+from ingest.document_vectors import DocumentVectors
+from ingest.documents import Entry, checked_document
 from ingest.validation import (
     DocumentLimits,
     Inexact,
@@ -57,13 +57,13 @@ def _parse_batch(batch: pa.RecordBatch, rules: DocumentLimits) -> Iterator[Entry
     texts = _strings(batch, "text")
     passages = _Passages.of(batch, rules.limits)
     metadata = _strings(batch, "metadata")
-    vectors = GivenVectors.flat(*_vectors(batch, rules.dimension), rules)
+    vectors = DocumentVectors.flat(*_vectors(batch, rules.dimension), rules)
     for i in range(batch.num_rows):
         try:
             check_id(ids[i], rules.limits)
-            given = vectors.row(i)
+            own_vectors = vectors.row(i)
             facts = _parsed_metadata(metadata[i], rules.limits)
-            yield fitted(ids[i], texts[i], passages.row(i), given, facts, rules)
+            yield checked_document(ids[i], texts[i], passages.row(i), own_vectors, facts, rules)
         except ValidationError as bad:
             known = ids[i][:128] if isinstance(ids[i], str) else None
             yield Rejected(
@@ -119,7 +119,7 @@ def _check_schema(schema: pa.Schema, dimension: int) -> None:
             field=unknown[0],
         )
     if len(names) != len(schema.names):
-        raise Refused("a column stands twice", field="body")
+        raise Refused("a column occurs twice", field="body")
     if "id" not in names:
         raise Refused("the stream has no column 'id'", field="id")
     for name in ("id", "collection", "text", "metadata"):

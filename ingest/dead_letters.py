@@ -32,7 +32,7 @@ REASON_CHARS_MAX: Final = 500
 NAME_CHARS_MAX: Final = 128
 """Characters of an id or a field that a letter keeps."""
 LETTER_BYTES_MAX: Final = 2 << 20
-NO_LETTER: Final = "this record of the dead-letter topic is no letter of ingest"
+NO_LETTER: Final = "this record of the dead-letter topic is not a letter of ingest"
 READ_BYTES_MAX: Final = 8 << 20
 """Bytes of letters read at once; the first letter is returned whatever its size."""
 
@@ -72,7 +72,7 @@ def append(log: Log, tenant: Tenant, rejected: Sequence[tuple[LogRecord, Rejecte
     Creates a missing dead-letter topic again. If a topic refuses records (its settings or
     permissions need an operator), the letters are lost. The event `dead_letters.lost` names the
     positions, and ingest continues with this tenant and all others. Raises Unavailable while the
-    log is away.
+    log is unavailable.
     """
     letters: dict[int, tuple[LogRecord, list[Rejected]]] = {}
     for record, reason in rejected:
@@ -86,7 +86,7 @@ def append(log: Log, tenant: Tenant, rejected: Sequence[tuple[LogRecord, Rejecte
             log.append(tenant.dead_topic, 0, records)
     except (NotFound, TooLarge, Unavailable) as error:
         if isinstance(error, Unavailable) and error.retry_after_s < OPERATOR_S:
-            raise  # the log is away: the job is retried
+            raise  # the log is unavailable: the job is retried
         first = rejected[0][0]
         _event.error(
             "dead_letters.lost",
@@ -135,10 +135,21 @@ def _content(value: bytes) -> dict[str, Any]:
         return _Letter.model_validate_json(value).model_dump(mode="json")
     except ValidationError:
         return {
-            "reason": NO_LETTER, "field": None, "id": None, "collection": None, "rejected": [], "n_rejected": 1,
-            "topic": None, "partition": None, "offset": None, "event_time_ms": None, "headers": [], "key_base64": None,
-            "value_base64": _base64(value, VALUE_BYTES_MAX), "value_truncated": len(value) > VALUE_BYTES_MAX,
-        }  # fmt: skip
+            "reason": NO_LETTER,
+            "field": None,
+            "id": None,
+            "collection": None,
+            "rejected": [],
+            "n_rejected": 1,
+            "topic": None,
+            "partition": None,
+            "offset": None,
+            "event_time_ms": None,
+            "headers": [],
+            "key_base64": None,
+            "value_base64": _base64(value, VALUE_BYTES_MAX),
+            "value_truncated": len(value) > VALUE_BYTES_MAX,
+        }
 
 
 def _record(record: LogRecord, rejected: Sequence[Rejected]) -> Record:

@@ -1,7 +1,7 @@
-"""Runs what the scheduler chooses: workers that embed parts, and writes of each line in order, with their retries.
+"""Runs what the scheduler chooses: workers that embed parts, and writes with their retries.
 
-A worker runs `process` for one part at a time until the scheduler has no other for it. A write that failed delays its own
-line alone, and is tried again on a thread of its own.
+A worker runs `process` for one part at a time until the scheduler has no other part for it. A
+failed write delays the tasks of its own source alone. It is retried on a separate thread.
 """
 
 import threading
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
-from ingest.lane_scheduler import LOOK_S
+from ingest.lane_scheduler import CHECK_S
 from ingest.scheduler import RETRY_S, Part, Scheduler, Task
 from ingest.workers import Workers
 from vicinage.clock import Clock
@@ -19,7 +19,7 @@ from vicinage.log import TopicPartition
 from vicinage.telemetry import events
 
 RETRIES_AT_ONCE_MAX: Final = 8
-"""Lines whose failed writes are tried again at the same time."""
+"""Sources whose failed writes are retried at the same time."""
 IDLE_S: Final = 60.0
 """Longest wait for records while there is no work."""
 BUSY_S: Final = 0.02
@@ -31,7 +31,8 @@ _event = events("ingest")
 class Dispatcher:
     """Runs parts and writes on workers. Safe for many threads.
 
-    `process` embeds a part and writes its line; `write` writes what a line has ready, in order.
+    `process` embeds a part and writes its source. `write` writes the ready tasks of a source, in
+    order.
     `scheduler` is used under `lock`. Once `stopping` is set, no part and no write begins: a thread
     may be left behind, beside another ingest.
     """
@@ -55,7 +56,7 @@ class Dispatcher:
         self._retrying: set[Hashable] = set()
 
     def add(self, task: Task) -> None:
-        """Appends the task to its line."""
+        """Queues the task."""
         with self.lock:
             self.scheduler.add(task)
 
@@ -65,12 +66,15 @@ class Dispatcher:
             return self.scheduler.partitions()
 
     def idle_s(self, is_reading: bool) -> float:
-        """Returns the longest wait for records: short while a thread may end, else until a model is asked again."""
+        """Returns the longest wait for records, in seconds.
+
+        It is short while a thread may end, else it lasts until a failed attempt is retried.
+        """
         with self.lock:
             if self.scheduler.working or is_reading:
                 return BUSY_S
             return (
-                min(LOOK_S, self.scheduler.sleep_s(self._clock.monotonic()))
+                min(CHECK_S, self.scheduler.sleep_s(self._clock.monotonic()))
                 if len(self.scheduler)
                 else IDLE_S
             )
@@ -96,17 +100,17 @@ class Dispatcher:
     def embedding(self, part: Part) -> Iterator[None]:
         """Marks the part embedded when the block ends.
 
-        If its model is away or busy, the part is tried again later.
+        If its model is unavailable or busy, the part is retried later.
         """
         try:
             yield
-        except (Unavailable, Overloaded) as away:
-            reason = away.operator_detail if isinstance(away, Unavailable) else away.detail
+        except (Unavailable, Overloaded) as error:
+            reason = error.operator_detail if isinstance(error, Unavailable) else error.detail
             with self.lock:
                 tries = self.scheduler.failed(part, self._clock.monotonic(), reason)
             if tries in (1, len(RETRY_S)) and not part.over:
                 _event.warning(
-                    "waiting for the embedder",
+                    "embedding.put_off",
                     tenant=part.share[0],
                     model=part.model,
                     reason=reason,
@@ -115,37 +119,37 @@ class Dispatcher:
             with self.lock:
                 self.scheduler.done(part)
 
-    def in_turn(self, line: Hashable) -> Iterator[Task]:
-        """Yields the tasks of the line that are ready, in order. Write each within `writing`.
+    def in_turn(self, source: Hashable) -> Iterator[Task]:
+        """Yields the tasks of the source that are ready, in order. Write each within `writing`.
 
-        Yields nothing while another thread writes the line: that thread writes all of it.
+        Yields nothing while another thread writes the source: that thread writes all of it.
         """
-        while (task := self._turn(line)) is not None:
+        while (task := self._turn(source)) is not None:
             yield task
 
-    def _turn(self, line: Hashable) -> Task | None:
+    def _turn(self, source: Hashable) -> Task | None:
         with self.lock:
             return (
                 None
                 if self._stopping.is_set()
-                else self.scheduler.turn(line, self._clock.monotonic())
+                else self.scheduler.turn(source, self._clock.monotonic())
             )
 
     @contextmanager
     def writing(self, task: Task) -> Iterator[None]:
         """Marks the task written when the block ends.
 
-        After an Unavailable, which may concern one tenant, its line waits.
+        After an Unavailable, which may concern one tenant, its source waits.
         """
         try:
             yield
-        except Unavailable as away:
+        except Unavailable as error:
             with self.lock:
                 again_s = self.scheduler.put_off(task, self._clock.monotonic())
             _event.warning(
                 "write.put_off",
-                line=str(task.line),
-                reason=away.operator_detail,
+                source=str(task.source),
+                reason=error.operator_detail,
                 again_in_s=again_s,
             )
         else:
@@ -153,19 +157,19 @@ class Dispatcher:
                 self.scheduler.written(task)
 
     def retry_writes(self) -> None:
-        """Has lines that were put off written again, each on a thread of its own: one may wait long for its answer."""
+        """Retries the writes that are due, each source on a separate thread: one may take long."""
         with self.lock:
             due = self.scheduler.due(self._clock.monotonic()) if not self._stopping.is_set() else []
-            due = [line for line in due if line not in self._retrying][
+            due = [source for source in due if source not in self._retrying][
                 : RETRIES_AT_ONCE_MAX - len(self._retrying)
             ]
             self._retrying |= set(due)
-        for line in due:
-            self._workers.start(partial(self._retry, line))
+        for source in due:
+            self._workers.start(partial(self._retry, source))
 
-    def _retry(self, line: Hashable) -> None:
+    def _retry(self, source: Hashable) -> None:
         try:
-            self._write(line)
+            self._write(source)
         finally:
             with self.lock:
-                self._retrying.discard(line)
+                self._retrying.discard(source)

@@ -7,8 +7,8 @@ has the limits. `ingest/columns.py` parses Arrow streams.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from ingest.given_vectors import GivenVectors
-from ingest.shapes import Body, shaped
+from ingest.document_vectors import DocumentVectors
+from ingest.shapes import Body, typed_fields
 from ingest.validation import (
     DocumentLimits,
     Inexact,
@@ -47,9 +47,12 @@ def parse_all(
     Checks and normalizes the vectors of all documents at once.
     """
     read = [_read(value, exactly, rules, tenant) for value, exactly in values]
-    vectors = GivenVectors.of([r[0].vectors for r in read if not isinstance(r, Rejected)], rules)
+    vectors = DocumentVectors.of([r[0].vectors for r in read if not isinstance(r, Rejected)], rules)
     rows = iter(range(len(read)))
-    return [r if isinstance(r, Rejected) else _fitted(*r, vectors, next(rows), rules) for r in read]
+    return [
+        r if isinstance(r, Rejected) else _checked_document(*r, vectors, next(rows), rules)
+        for r in read
+    ]
 
 
 def _read(
@@ -72,7 +75,7 @@ def _read(
 
 
 def _checked(value: object, rules: DocumentLimits, tenant: str, *, exact: bool = False) -> "_Read":
-    body = shaped(value, rules)
+    body = typed_fields(value, rules)
     if body.tenant not in (None, tenant):
         raise ValidationError("tenant", "the document names another tenant than its key or topic")
     if body.collection not in (None, rules.collection):
@@ -86,13 +89,18 @@ def _checked(value: object, rules: DocumentLimits, tenant: str, *, exact: bool =
 _Read = tuple[Body, str | None]
 
 
-def _fitted(
-    body: Body, metadata_json: str | None, vectors: GivenVectors, row: int, rules: DocumentLimits
+def _checked_document(
+    body: Body, metadata_json: str | None, vectors: DocumentVectors, row: int, rules: DocumentLimits
 ) -> Entry:
     try:
-        given = vectors.row(row)
-        return fitted(
-            body.id, body.text, body.passages, given, (body.metadata or {}, metadata_json), rules
+        own_vectors = vectors.row(row)
+        return checked_document(
+            body.id,
+            body.text,
+            body.passages,
+            own_vectors,
+            (body.metadata or {}, metadata_json),
+            rules,
         )
     except ValidationError as bad:
         return _rejected(bad, body.id[:ID_SHOWN], rules)
@@ -122,7 +130,7 @@ def _load_line(number: int, line: bytes) -> tuple[object, Exactly] | Rejected:
         return Rejected(refused.detail, field=refused.field)
 
 
-def fitted(
+def checked_document(
     document_id: str,
     text: str | None,
     passages: Sequence[str | None] | None,
@@ -148,7 +156,8 @@ def fitted(
     if rules.moving and text is None and passages is None:
         raise ValidationError(
             "text",
-            "the collection is being moved to another model: send text with the vectors until that is done",
+            "the collection is being moved to another model: "
+            "send text with the vectors until that is done",
         )
     if vectors is not None:
         expected = (

@@ -1,8 +1,8 @@
-"""Chunks and embeds a job's documents. A vector is the tenant's own or comes from the embedder.
+"""Chunks and embeds a job's documents. Vectors come from the tenant or from the embedder.
 
-A model's server may refuse a text permanently. Then only that text's document is given up: a
+A model's server may refuse a text permanently. Then only that text's document is rejected: a
 refused call is bisected until the text is alone. A refusal of one text counts only while the
-server accepts HARMLESS. After a timeout, calls get smaller (`ingest/embedding/batch_size.py`).
+server accepts KNOWN_TEXT. After a timeout, calls get smaller (`ingest/embedding/batch_size.py`).
 """
 
 from collections import deque
@@ -15,7 +15,7 @@ import numpy as np
 
 from ingest.embedding import Embedder, Lane, ServerFailed
 from ingest.embedding.batch_size import BatchSizer
-from ingest.jobs import Job, Write, takes_given
+from ingest.jobs import Job, Write, uses_document_vectors
 from tenants.entities import Generation, Tenant
 from vicinage.clock import Clock
 from vicinage.errors import DeadlineExceeded, Refused, Unavailable
@@ -25,12 +25,12 @@ from vicinage.wire import MESSAGE_BYTES_MAX, rows_bytes
 Key = tuple[int, str | None]
 """The `id()` of a write, and a model."""
 FAILURES_MAX: Final = 5
-"""Failures of the server on one text before its document is given up, over about a second.
+"""Failures of the server on one text before its document is rejected, over about a second.
 
-The server must embed HARMLESS after the last of them.
+The server must embed KNOWN_TEXT after the last of them.
 """
-HARMLESS: Final = "hello"
-"""A server that refuses this text refuses everything: the server is at fault, not a document."""
+KNOWN_TEXT: Final = "hello"
+"""If a server refuses this text, the server is at fault, not a document."""
 
 
 class Chunker(Protocol):
@@ -45,12 +45,12 @@ class Chunker(Protocol):
 class Call:
     """Texts that a model embeds in one call.
 
-    `places` has the destination of each vector: the write and the number of the passage.
+    `destinations` has the destination of each vector: the write and the number of the passage.
     """
 
     model: str
     texts: list[str]
-    places: list[tuple[Key, int]]
+    destinations: list[tuple[Key, int]]
 
 
 @dataclass(slots=True)
@@ -58,10 +58,10 @@ class Embedded:
     """Passages of a job's writes for one model, and the vectors that are embedded so far.
 
     `calls` are the calls that remain; None until the documents are chunked. `refused` has the
-    reason for each write that is given up.
+    reason for each rejected write.
     """
 
-    pieces: dict[Key, list[Passage | None]] = field(default_factory=dict)
+    passages: dict[Key, list[Passage | None]] = field(default_factory=dict)
     vectors: dict[Key, Floats] = field(default_factory=dict)
     calls: deque[Call] | None = None
     refused: dict[int, str] = field(default_factory=dict)
@@ -72,18 +72,18 @@ class Embedded:
         """Returns the size of the write's rows in a message of this generation."""
         if write.document is None:
             return rows_bytes(write.id, 1, 0)
-        pieces = self.pieces[id(write), generation.model]
-        text_bytes = sum(len(p.text.encode()) for p in pieces if p is not None)
+        passages = self.passages[id(write), generation.model]
+        text_bytes = sum(len(p.text.encode()) for p in passages if p is not None)
         return rows_bytes(
             write.id,
-            len(pieces),
+            len(passages),
             generation.dimension,
             text_bytes=text_bytes,
             metadata_json=write.document.metadata_json,
         )
 
-    def give_up(self, write: int, reason: str) -> None:
-        """Gives the write up for this model, and removes its texts from the remaining calls."""
+    def reject(self, write: int, reason: str) -> None:
+        """Rejects the write for this model, and removes its texts from the remaining calls."""
         self.refused[write] = reason
         if self.calls is not None:
             self.calls = deque(left for call in self.calls if (left := _without(call, write)).texts)
@@ -104,132 +104,137 @@ class Vectors:
         self._sizer = BatchSizer(batch_passages)
         self._clock = clock
 
-    def chunk(self, job: Job, model: str | None, made: Embedded) -> None:
+    def chunk(self, job: Job, model: str | None, embedded: Embedded) -> None:
         """Chunks every document of the job that goes to a generation of this model.
 
         A no-op if they are chunked already. Raises Unavailable if the model's tokenizer is missing.
         """
-        if made.calls is None:
-            made.calls = deque(self._chunk_all(job, model, made))
+        if embedded.calls is None:
+            embedded.calls = deque(self._chunk_all(job, model, embedded))
 
-    def embed(self, job: Job, made: Embedded, stopping: Callable[[], bool]) -> None:
-        """Completes the vectors of `made`, which must be chunked.
+    def embed(self, job: Job, embedded: Embedded, stopping: Callable[[], bool]) -> None:
+        """Completes the vectors of `embedded`, which must be chunked.
 
-        Raises Unavailable if the embedder is away or once `stopping()` is true, and Overloaded if
-        it is busy. `made` keeps the vectors embedded so far; the next call continues from there.
+        Raises Unavailable if the embedder is unavailable or once `stopping()` is true, and
+        Overloaded if it is busy. `embedded` keeps its vectors; the next call continues from there.
         """
-        while made.calls:
+        while embedded.calls:
             if stopping():
-                raise Unavailable("this work is given up", dependency="ingest")
-            self._split(made.calls)
+                raise Unavailable("this work is canceled", dependency="ingest")
+            self._split(embedded.calls)
             try:
-                vectors = self._timed(job.tenant, made.calls[0])
+                vectors = self._timed(job.tenant, embedded.calls[0])
             except Refused as refused:
-                self._narrow(job.tenant, made, made.calls.popleft(), refused)
+                self._split_refused(job.tenant, embedded, embedded.calls.popleft(), refused)
             except ServerFailed as failed:
-                self._isolate(job.tenant, made, failed)
+                self._bisect_failed(job.tenant, embedded, failed)
             else:
-                _keep(made, made.calls.popleft(), vectors)
+                _store(embedded, embedded.calls.popleft(), vectors)
 
     def _split(self, calls: deque[Call]) -> None:
-        """Splits the first call so that it is no larger than its model answers in time."""
+        """Splits the first call so that its model can complete it in time."""
         first = calls[0]
         n = self._sizer.size(first.model)
         if len(first.texts) > n:
-            calls[0] = Call(first.model, first.texts[n:], first.places[n:])
-            calls.appendleft(Call(first.model, first.texts[:n], first.places[:n]))
+            calls[0] = Call(first.model, first.texts[n:], first.destinations[n:])
+            calls.appendleft(Call(first.model, first.texts[:n], first.destinations[:n]))
 
     def _timed(self, tenant: Tenant, call: Call) -> Floats:
         start, n = self._clock.monotonic(), len(call.texts)
         try:
-            vectors = self._asked(tenant, call.model, call.texts)
+            vectors = self._call_embedder(tenant, call.model, call.texts)
         except DeadlineExceeded:
             self._sizer.late(call.model, n)
             raise
         self._sizer.took(call.model, n, self._clock.monotonic() - start)
         return vectors
 
-    def _narrow(self, tenant: Tenant, made: Embedded, call: Call, refused: Refused) -> None:
-        """Splits a refused call; gives up the document of a text that is refused alone.
+    def _split_refused(
+        self, tenant: Tenant, embedded: Embedded, call: Call, refused: Refused
+    ) -> None:
+        """Splits a refused call; rejects the document of a text that is refused alone.
 
-        Raises Unavailable if the server refuses HARMLESS too.
+        Raises Unavailable if the server refuses KNOWN_TEXT too.
         """
-        assert made.calls is not None
+        assert embedded.calls is not None
         if len(call.texts) == 1:
-            made.calls.appendleft(call)
-            self._check_well(tenant, call.model)
-            made.give_up(call.places[0][0][0], f"the model's server refuses it: {refused.detail}")
+            embedded.calls.appendleft(call)
+            self._check_server(tenant, call.model)
+            embedded.reject(
+                call.destinations[0][0][0], f"the model's server refuses it: {refused.detail}"
+            )
         else:
-            made.calls.extendleft(reversed(_parts(call, refused)))
+            embedded.calls.extendleft(reversed(_parts(call, refused)))
 
-    def _isolate(self, tenant: Tenant, made: Embedded, failed: ServerFailed) -> None:
-        """Bisects a call that the server fails on; gives up the document of a text at fault.
+    def _bisect_failed(self, tenant: Tenant, embedded: Embedded, failed: ServerFailed) -> None:
+        """Bisects a call that the server fails on; rejects the document of a text at fault.
 
         Raises Unavailable while the server is at fault, and for the first FAILURES_MAX - 1
         failures of a call with one text.
         """
-        assert made.calls is not None
-        call = made.calls[0]
-        write, alone = call.places[0][0][0], len(call.texts) == 1
+        assert embedded.calls is not None
+        call = embedded.calls[0]
+        write, alone = call.destinations[0][0][0], len(call.texts) == 1
         if alone:
-            made.failures[write] = made.failures.get(write, 0) + 1
-            if made.failures[write] < FAILURES_MAX:
+            embedded.failures[write] = embedded.failures.get(write, 0) + 1
+            if embedded.failures[write] < FAILURES_MAX:
                 raise failed
         try:
-            self._asked(tenant, call.model, [HARMLESS])
+            self._call_embedder(tenant, call.model, [KNOWN_TEXT])
         except Refused:
             raise failed from None
         if alone:
-            made.give_up(
+            embedded.reject(
                 write,
-                f"the model's server answered 500 to it {FAILURES_MAX} times, and well to another text",
+                f"the model's server returned 500 for it {FAILURES_MAX} times, "
+                "and embeds another text",
             )
         else:
-            made.calls.popleft()
-            made.calls.extendleft(reversed(_halves(call)))
+            embedded.calls.popleft()
+            embedded.calls.extendleft(reversed(_halves(call)))
 
-    def _check_well(self, tenant: Tenant, model: str) -> None:
+    def _check_server(self, tenant: Tenant, model: str) -> None:
         try:
-            self._asked(tenant, model, [HARMLESS])
-        except Refused as unwell:
+            self._call_embedder(tenant, model, [KNOWN_TEXT])
+        except Refused as refused:
             raise Unavailable(
-                f"the embedder refuses everything: {unwell}", dependency="embedder"
-            ) from unwell
+                f"the embedder refuses every text: {refused}", dependency="embedder"
+            ) from refused
 
-    def _chunk_all(self, job: Job, model: str | None, made: Embedded) -> Iterator[Call]:
+    def _chunk_all(self, job: Job, model: str | None, embedded: Embedded) -> Iterator[Call]:
         """Chunks every document for the model; yields a call for the passages to embed, if any."""
         for write in job.writes:
             for generation in job.targets(write) if write.document is not None else ():
                 if generation.model == model:
-                    self._chunk(write, generation, made)
+                    self._chunk(write, generation, embedded)
         wanted = [
             (key, i)
-            for key, pieces in made.pieces.items()
-            if key not in made.vectors and key[0] not in made.refused
-            for i in range(len(pieces))
+            for key, passages in embedded.passages.items()
+            if key not in embedded.vectors and key[0] not in embedded.refused
+            for i in range(len(passages))
         ]
         if wanted:
             assert model is not None, "text without a model is rejected when it is parsed"
-            yield Call(model, [_text(made, place) for place in wanted], wanted)
+            yield Call(model, [_text(embedded, destination) for destination in wanted], wanted)
 
-    def _chunk(self, write: Write, generation: Generation, made: Embedded) -> None:
-        """Chunks the write for the generation's model; gives it up if its rows exceed a message."""
+    def _chunk(self, write: Write, generation: Generation, embedded: Embedded) -> None:
+        """Chunks the write for the generation's model; rejects it if its rows exceed a message."""
         document, key = write.document, (id(write), generation.model)
-        if document is None or key in made.pieces:
+        if document is None or key in embedded.passages:
             return
-        if takes_given(write, generation):
+        if uses_document_vectors(write, generation):
             assert document.vectors is not None
-            made.pieces[key] = _given_pieces(document)
-            made.vectors[key] = document.vectors
+            embedded.passages[key] = _document_passages(document)
+            embedded.vectors[key] = document.vectors
         else:
             assert generation.model is not None, (
                 "text without a model is rejected when it is parsed"
             )
-            made.pieces[key] = _chunk_pieces(document, self._chunker(generation.model))
-        size = made.bytes(write, generation)
+            embedded.passages[key] = _chunked_passages(document, self._chunker(generation.model))
+        size = embedded.bytes(write, generation)
         if size > MESSAGE_BYTES_MAX:
-            n = len(made.pieces[key])
-            made.give_up(
+            n = len(embedded.passages[key])
+            embedded.reject(
                 id(write),
                 f"its {n} passages make {size} bytes; at most {MESSAGE_BYTES_MAX} in a document",
             )
@@ -237,14 +242,14 @@ class Vectors:
     def _chunker(self, model: str) -> Chunker:
         """Returns the model's chunker. Raises Unavailable if its tokenizer is missing.
 
-        The model counts as away: it may be installed or repaired while its documents wait.
+        The model counts as unavailable: it may be repaired while its documents wait.
         """
         try:
             return self._chunker_for(model)
         except Refused as missing:
             raise Unavailable(missing.detail, dependency="embedder") from missing
 
-    def _asked(self, tenant: Tenant, model: str, texts: list[str]) -> Floats:
+    def _call_embedder(self, tenant: Tenant, model: str, texts: list[str]) -> Floats:
         return self._embedder_for(model).embed(texts, tenant=tenant.context, lane=Lane.DOCUMENT)
 
 
@@ -257,38 +262,38 @@ def _parts(call: Call, refused: Refused) -> list[Call]:
     name, _, number = (refused.field or "").partition(".")
     named = int(number) if name == "input" and number.isdecimal() and int(number) < n else None
     bounds = [0, n // 2, n] if named is None else sorted({0, named, named + 1, n})
-    return [Call(call.model, call.texts[a:b], call.places[a:b]) for a, b in pairwise(bounds)]
+    return [Call(call.model, call.texts[a:b], call.destinations[a:b]) for a, b in pairwise(bounds)]
 
 
 def _halves(call: Call) -> list[Call]:
     half = len(call.texts) // 2
     return [
-        Call(call.model, call.texts[a:b], call.places[a:b])
+        Call(call.model, call.texts[a:b], call.destinations[a:b])
         for a, b in ((0, half), (half, len(call.texts)))
     ]
 
 
 def _without(call: Call, write: int) -> Call:
-    kept = [i for i, (key, _) in enumerate(call.places) if key[0] != write]
-    if len(kept) == len(call.places):
+    kept = [i for i, (key, _) in enumerate(call.destinations) if key[0] != write]
+    if len(kept) == len(call.destinations):
         return call
-    return Call(call.model, [call.texts[i] for i in kept], [call.places[i] for i in kept])
+    return Call(call.model, [call.texts[i] for i in kept], [call.destinations[i] for i in kept])
 
 
-def _text(made: Embedded, place: tuple[Key, int]) -> str:
-    piece = made.pieces[place[0]][place[1]]
-    assert piece is not None, "what is embedded has a text"
-    return piece.text
+def _text(embedded: Embedded, destination: tuple[Key, int]) -> str:
+    passage = embedded.passages[destination[0]][destination[1]]
+    assert passage is not None, "passages that a model embeds have a text"
+    return passage.text
 
 
-def _keep(made: Embedded, call: Call, vectors: Floats) -> None:
-    for (key, i), vector in zip(call.places, vectors, strict=True):
-        if key not in made.vectors:
-            made.vectors[key] = np.empty((len(made.pieces[key]), len(vector)), np.float32)
-        made.vectors[key][i] = vector
+def _store(embedded: Embedded, call: Call, vectors: Floats) -> None:
+    for (key, i), vector in zip(call.destinations, vectors, strict=True):
+        if key not in embedded.vectors:
+            embedded.vectors[key] = np.empty((len(embedded.passages[key]), len(vector)), np.float32)
+        embedded.vectors[key][i] = vector
 
 
-def _given_pieces(document: Document) -> list[Passage | None]:
+def _document_passages(document: Document) -> list[Passage | None]:
     assert document.vectors is not None
     if document.passages is not None:
         return [Passage(p, 0, len(p)) for p in document.passages]
@@ -297,10 +302,10 @@ def _given_pieces(document: Document) -> list[Passage | None]:
     return [None] * len(document.vectors)
 
 
-def _chunk_pieces(document: Document, chunker: Chunker) -> list[Passage | None]:
+def _chunked_passages(document: Document, chunker: Chunker) -> list[Passage | None]:
     assert document.text is not None or document.passages is not None, (
-        "else it is rejected when it is parsed"
+        "otherwise it is rejected when it is parsed"
     )
     if document.text is not None:
         return list(chunker.chunk(document.text))
-    return [piece for passage in document.passages or () for piece in chunker.chunk(passage)]
+    return [part for passage in document.passages or () for part in chunker.chunk(passage)]

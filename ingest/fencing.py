@@ -1,4 +1,4 @@
-"""Ends an ingest whose job another ingest has done meanwhile, before it writes an old version again."""
+"""Ends an ingest that another ingest has replaced, before it writes an old version again."""
 
 import threading
 from typing import Final
@@ -11,7 +11,7 @@ from vicinage.errors import Conflict
 from vicinage.log import Log
 
 STALE_S: Final = 10.0
-"""A job whose records were read longer ago is checked before each append."""
+"""Age, in seconds, of a job's records from which each append is preceded by a check."""
 
 
 class Fence:
@@ -28,10 +28,10 @@ class Fence:
     def check(self, task: Task, after_s: float = STALE_S) -> None:
         """Raises Conflict if another ingest has done this job while this process was paused.
 
-        Then a later deletion may be done too, and already forgotten: a write now could bring its
-        document back (docs/decisions/007-tombstone-removal.md). The role ends, and
-        starts again at the stored positions. Asks only for records that were read more than
-        `after_s` ago, or once this ingest stops.
+        Then a later deletion may be applied too, and its tombstone removed: a write now could
+        restore the document (docs/decisions/007-tombstone-removal.md). The role ends, and starts
+        again at the stored positions. Checks only records that were read more than `after_s` ago,
+        or once this ingest stops.
         """
         job, lane = task.job, lane_of(task)
         if self._clock.monotonic() - job.read_after < after_s and not self._stopping.is_set():
@@ -42,7 +42,7 @@ class Fence:
         position = self._log.committed(Group.INGEST, [job.tp]).get(job.tp, 0)
         if position > job.start:
             raise Conflict(
-                f"another ingest is at {position} of {job.tp[0]}/{job.tp[1]}",
+                f"another ingest committed {position} of {job.tp[0]}/{job.tp[1]}",
                 expected=job.start,
                 found=position,
             )

@@ -1,4 +1,4 @@
-"""Answers the gateways' readiness probes with the writes that ingest's own work needs: an append and a commit."""
+"""Answers the gateways' readiness probes with the writes that ingest needs: append and commit."""
 
 from typing import Final
 
@@ -9,7 +9,7 @@ from vicinage.errors import NotFound, Unavailable
 from vicinage.log import Log, Record
 from vicinage.telemetry import events
 
-EVERY_S: Final = 0.25
+INTERVAL_S: Final = 0.25
 _event = events("ingest")
 
 
@@ -23,12 +23,12 @@ class Heartbeat:
         self._last_beat = -1e9
 
     def beat(self) -> None:
-        """Appends a record and commits beyond the probes that have come, at most every EVERY_S.
+        """Appends a record and commits the position after new probes, at most every INTERVAL_S.
 
         Does nothing without a probe.
         """
         now = self._clock.monotonic()
-        if now - self._last_beat < EVERY_S:
+        if now - self._last_beat < INTERVAL_S:
             return
         self._last_beat = now
         try:
@@ -38,6 +38,6 @@ class Heartbeat:
                 self._log.commit(Group.INGEST, {(HEALTH_TOPIC, 0): end})
                 self._answered = end
         except NotFound:
-            return  # no gateway has asked yet
-        except Unavailable as away:
-            _event.warning("a probe is not passed", reason=str(away))
+            return  # no gateway has sent a probe yet
+        except Unavailable as error:
+            _event.warning("probe.failed", reason=str(error))

@@ -12,7 +12,7 @@ from vicinage.log import LogRecord
 from vicinage.partition_maps import PartitionMap, is_at_home, until, version_of
 from vicinage.records import Position
 
-LookAgain = Callable[[Tenant], object]
+RefreshMaps = Callable[[Tenant], object]
 """Checks whether the tenant's topic has grown. The registry has the new map on return."""
 
 
@@ -28,11 +28,11 @@ class Homes:
     """Versions for the documents of one batch of records. One thread."""
 
     def __init__(
-        self, maps: PartitionMaps, look_again: LookAgain | None, topic_id: str | None = None
+        self, maps: PartitionMaps, refresh_maps: RefreshMaps | None, topic_id: str | None = None
     ) -> None:
         self._maps = maps
         self._topic_id = topic_id
-        self._look_again = look_again
+        self._refresh_maps = refresh_maps
 
     def version(self, tenant: Tenant, record: LogRecord, collection: str, document_id: str) -> int:
         """Returns the version of a document in this record. Raises Refused if it has no order.
@@ -42,8 +42,10 @@ class Homes:
         """
         position = Position(record.partition, record.offset)
         maps = until(self._maps.partition_maps(tenant.name), self._topic_id)
-        if self._look_again is not None and not is_at_home(maps, position, collection, document_id):
-            look_again, self._look_again = self._look_again, None
-            look_again(tenant)
+        if self._refresh_maps is not None and not is_at_home(
+            maps, position, collection, document_id
+        ):
+            refresh_maps, self._refresh_maps = self._refresh_maps, None
+            refresh_maps(tenant)
             maps = until(self._maps.partition_maps(tenant.name), self._topic_id)
         return version_of(maps, position, collection, document_id)

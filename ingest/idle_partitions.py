@@ -1,4 +1,7 @@
-"""Moves the positions of partitions with nothing in progress: past markers, and to where an operator resumes them."""
+"""Moves the positions of idle partitions: past markers, and where an operator resumes them.
+
+A partition is idle while none of its records is in progress.
+"""
 
 from typing import Final
 
@@ -10,8 +13,8 @@ from tenants.entities import Group
 from tenants.registry import Registry
 from vicinage.log import Log, TopicPartition
 
-CHECKED_AT_ONCE: Final = 200
-"""Partitions whose readers are asked for their position in one check; the next ones follow in the next."""
+PER_CHECK: Final = 200
+"""Partitions whose position is read in one check; the next check reads the following ones."""
 
 
 class IdlePartitions:
@@ -36,7 +39,7 @@ class IdlePartitions:
         """Partitions that the current round of `commit_markers` has not reached."""
 
     def resume(self) -> None:
-        """Moves partitions to the positions that `vicinage tenant resume-ingest` gave, once nothing of them is in progress."""
+        """Moves idle partitions to the positions that `vicinage tenant resume-ingest` set."""
         version = self._registry.version
         resuming = [
             s
@@ -55,22 +58,23 @@ class IdlePartitions:
             self._store.all_resumed(version)
 
     def commit_markers(self) -> None:
-        """Commits beyond offsets that hold no record: where nothing is in progress, ingest is where its reader is.
+        """Commits the readers' positions, which are beyond offsets without a record.
 
-        Without this, a caller that waits until ingest reaches the end of a topic would wait for ever for a
-        transaction marker of the topic's producer. Positions that the log may forget are committed again, too.
+        Otherwise a caller that waits until ingest reaches the end of a topic would wait without end
+        for a transaction marker of the topic's producer. Positions that the log may forget are
+        committed again, too.
         """
         if not self._unchecked:
             self._unchecked = list(self._partitions.positions)
-        some, self._unchecked = self._unchecked[:CHECKED_AT_ONCE], self._unchecked[CHECKED_AT_ONCE:]
+        batch, self._unchecked = self._unchecked[:PER_CHECK], self._unchecked[PER_CHECK:]
         known, halted = self._partitions.positions, self._partitions.halts.known()
         idle = [
-            tp for tp in some if tp in known and tp not in halted and self._partitions.is_idle(tp)
+            tp for tp in batch if tp in known and tp not in halted and self._partitions.is_idle(tp)
         ]
-        now = {tp: self._partitions.reader.position(*tp) for tp in idle}
-        passed = {tp: at for tp, at in now.items() if at > known[tp] or self._store.is_due(tp)}
-        if passed:
-            self._log.commit(Group.INGEST, passed)
-            self._store.committed(passed)
-            for tp, at in passed.items():
+        positions = {tp: self._partitions.reader.position(*tp) for tp in idle}
+        moved = {tp: at for tp, at in positions.items() if at > known[tp] or self._store.is_due(tp)}
+        if moved:
+            self._log.commit(Group.INGEST, moved)
+            self._store.committed(moved)
+            for tp, at in moved.items():
                 self._partitions.move(tp, at)

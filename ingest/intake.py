@@ -19,9 +19,9 @@ from vicinage.records import Position, Rejected, Token
 from vicinage.routing import document_key, home_of
 from vicinage.wire import ARROW
 
-GROWS_S: Final = 5.0
+GROWTH_S: Final = 5.0
 """Longest wait, in seconds, for a topic to grow after its new partition map is recorded."""
-LOOK_S: Final = 0.05
+POLL_S: Final = 0.05
 LISTED_S: Final = 30.0
 """Maximum age, in seconds, of a listing of the topics; the log renews it within seconds."""
 CONTENT_TYPE: Final = ("content-type", ARROW.encode())
@@ -53,21 +53,21 @@ def accept(
     `partitions` is the number in the newest partition map; None means the topic's number.
     """
     n = partitions or partitions_of(log, tenant)
-    ready = prepared(entries, collection.name, collection.generation().dimension, n)
-    return append(log, tenant, collection, ready, now_ms=now_ms)
+    batch = prepared(entries, collection.name, collection.generation().dimension, n)
+    return append(log, tenant, collection, batch, now_ms=now_ms)
 
 
 def append(
-    log: Log, tenant: Tenant, collection: Collection, ready: Prepared, *, now_ms: int
+    log: Log, tenant: Tenant, collection: Collection, batch: Prepared, *, now_ms: int
 ) -> Accepted:
     """Appends the records of a body, in order; durable on return."""
     headers = (CONTENT_TYPE, header_of(collection))
     positions: list[Position] = []
-    for partition, values in ready.records:
+    for partition, values in batch.records:
         records = [Record(value, headers=headers, event_time_ms=now_ms) for value in values]
         positions.extend(Position(partition, o) for o in _append(log, tenant, partition, records))
     return Accepted(
-        ready.accepted, ready.rejected, Token.covering(positions) if positions else None
+        batch.accepted, batch.rejected, Token.covering(positions) if positions else None
     )
 
 
@@ -134,22 +134,23 @@ def _append(log: Log, tenant: Tenant, partition: int, records: list[Record]) -> 
         return _append_to_new(log, tenant.documents_topic, partition, records)
     except NotFound as missing:
         raise Unavailable(
-            f"the documents topic {tenant.documents_topic!r} is missing: an operator has to create it again",
+            f"the documents topic {tenant.documents_topic!r} is missing: "
+            "an operator must create it again",
             dependency="log",
             retry_after_s=30,
         ) from missing
 
 
 def _append_to_new(log: Log, topic: str, partition: int, records: list[Record]) -> list[int]:
-    """Appends; waits up to GROWS_S for a partition of the map that the topic does not have yet.
+    """Appends; waits up to GROWTH_S for a partition of the map that the topic does not have yet.
 
     Raises NotFound.
     """
-    end = time.monotonic() + GROWS_S
+    end = time.monotonic() + GROWTH_S
     while True:
         try:
             return log.append(topic, partition, records)
         except NotFound:
             if log.partitions(topic) > partition or time.monotonic() > end:
                 raise
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)

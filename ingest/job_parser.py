@@ -1,4 +1,4 @@
-"""Parses what was read of each partition into jobs, as far as the partition's line has room."""
+"""Parses the records of each partition into jobs while the partition's queue has room."""
 
 import threading
 import time
@@ -20,9 +20,9 @@ _event = events("ingest")
 
 
 class JobParser:
-    """Parses at once what is light, and the rest by turns among tenants.
+    """Parses a few records at once, and the others by turns among tenants.
 
-    `route` takes each job; if it raises Unavailable, it gets the job again later.
+    `route` gets each job. If it raises Unavailable, it gets the job again later.
     """
 
     def __init__(
@@ -43,9 +43,9 @@ class JobParser:
     def start(
         self, tp: TopicPartition, tenant: Tenant, records: Sequence[LogRecord], jobs: Iterator[Job]
     ) -> None:
-        """Parses `records` into `jobs`, as far as there is room now.
+        """Parses `records` into `jobs` while the queue has room.
 
-        The partition is paused while some are left.
+        The partition is paused while unparsed records remain.
         """
         self._partitions.unparsed[tp] = jobs
         if self._turns.is_light(tenant.name, records):
@@ -59,7 +59,7 @@ class JobParser:
             self._partitions.pause(tp)
 
     def proceed(self) -> None:
-        """Queues the partitions with unparsed records whose line has room again."""
+        """Continues with the partitions that have unparsed records and room in their queue."""
         for tp in [tp for tp in list(self._partitions.unparsed) if self._partitions.has_room(tp)]:
             try:
                 self._turns.put(tp, self._registry.tenant(tp[0].removeprefix(PREFIX)))
@@ -89,8 +89,8 @@ class JobParser:
             return False
         try:
             self._route(job)
-        except Unavailable as away:
-            _event.warning("the catalog is away", reason=str(away))
+        except Unavailable as error:
+            _event.warning("job.route_failed", reason=str(error))
             if tp in unparsed:
                 unparsed[tp] = chain([job], jobs)
             return False

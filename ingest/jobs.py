@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from ingest.columns import parse_arrow
 from ingest.documents import Entry, parse_json
-from ingest.homes import Homes, LookAgain, PartitionMaps
+from ingest.homes import Homes, PartitionMaps, RefreshMaps
 from ingest.identity import judged_version, mismatch
 from ingest.ids import fault_of
 from ingest.validation import DocumentLimits
@@ -43,12 +43,12 @@ class Collections(PartitionMaps, Protocol):
 class Need:
     """A job's work for one generation: the offset of its first record, and whether it is embedded.
 
-    `asks`: the generation's model must embed at least one document.
+    `needs_model`: the generation's model must embed at least one document.
     """
 
     generation: Generation
     first: int
-    asks: bool
+    needs_model: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Write:
     version: int
     event_time_ms: int
     document: Document | None
-    stored: LogRecord
+    record: LogRecord
     """The record that holds it."""
 
 
@@ -73,8 +73,8 @@ class Skipped:
 class Job:
     """Parsed records of one partition: writes and rejections for the offsets [start, end).
 
-    `only` is the one generation that a lane's job writes. `apart` has the generations that a lane
-    writes instead of this job.
+    `only` is the one generation that a lane's job writes. `detached` has the generations that
+    lanes write instead of this job.
     """
 
     tenant: Tenant
@@ -88,17 +88,17 @@ class Job:
     skipped: int = 0
     """Deletions that were written to an earlier collection of this name; they have no effect."""
     only: Target | None = None
-    apart: frozenset[Target] = frozenset()
+    detached: frozenset[Target] = frozenset()
 
     def targets(self, write: Write) -> Sequence[Generation]:
         """Returns the generations that this job writes the write to."""
-        every = write.collection.generations
-        if self.only is None and not self.apart:
-            return every
-        return [g for g in every if self._takes((write.collection.name, g.number))]
+        generations = write.collection.generations
+        if self.only is None and not self.detached:
+            return generations
+        return [g for g in generations if self._takes((write.collection.name, g.number))]
 
     def _takes(self, target: Target) -> bool:
-        return target not in self.apart if self.only is None else target == self.only
+        return target not in self.detached if self.only is None else target == self.only
 
     def needs(self) -> dict[Target, Need]:
         """Returns the job's work for each generation that it writes to."""
@@ -106,14 +106,14 @@ class Job:
         for write in self.writes:
             for generation in self.targets(write):
                 target = (write.collection.name, generation.number)
-                known, offset = found.get(target), write.stored.offset
-                asks = _asks(write, generation)
+                known, offset = found.get(target), write.record.offset
+                needs_model = _needs_model(write, generation)
                 if known is None:
-                    found[target] = Need(generation, offset, asks)
-                elif offset < known.first or (
-                    asks and not known.asks
-                ):  # writes are ordered by document, not offset
-                    found[target] = Need(generation, min(offset, known.first), asks or known.asks)
+                    found[target] = Need(generation, offset, needs_model)
+                elif offset < known.first or needs_model > known.needs_model:
+                    # Writes are ordered by document, not by offset.
+                    first = min(offset, known.first)
+                    found[target] = Need(generation, first, needs_model or known.needs_model)
         return found
 
     def cost(self) -> int:
@@ -124,10 +124,10 @@ class Job:
         )
 
 
-def takes_given(write: Write, generation: Generation) -> bool:
+def uses_document_vectors(write: Write, generation: Generation) -> bool:
     """Returns whether the generation uses the vectors that were sent with the document.
 
-    Such vectors are of the live generation's model.
+    Such vectors are from the live generation's model.
     """
     document = write.document
     return (
@@ -137,8 +137,8 @@ def takes_given(write: Write, generation: Generation) -> bool:
     )
 
 
-def _asks(write: Write, generation: Generation) -> bool:
-    return write.document is not None and not takes_given(write, generation)
+def _needs_model(write: Write, generation: Generation) -> bool:
+    return write.document is not None and not uses_document_vectors(write, generation)
 
 
 def jobs_of(
@@ -149,7 +149,7 @@ def jobs_of(
     settings: IngestSettings,
     *,
     read_after: float,
-    look_again: LookAgain | None = None,
+    refresh_maps: RefreshMaps | None = None,
     topic_id: str | None = None,
     start: int | None = None,
     end: int | None = None,
@@ -159,14 +159,14 @@ def jobs_of(
 
     The jobs cover the offsets [start, end), by default those of the records. With `only`, they hold
     that generation's writes alone; the partition's own jobs reject what cannot be parsed.
-    `look_again` is called once, for the first document outside its home partition. `topic_id` is
+    `refresh_maps` is called once, for the first document outside its home partition. `topic_id` is
     the identity of the records' topic; None means the topic that has the name now.
     """
 
     def job_at(offset: int) -> Job:
         return Job(tenant, tp, offset, read_after=read_after, only=only)
 
-    homes = Homes(collections, look_again, topic_id)
+    homes = Homes(collections, refresh_maps, topic_id)
     job, size = job_at(records[0].offset if start is None else start), 0
     for record in records:
         for outcome in parse(record, tenant, collections, settings, homes):
@@ -183,30 +183,30 @@ def jobs_of(
         job.end = record.offset + 1
         size += record.size()
         if len(job.writes) + len(job.rejected) >= settings.batch_passages or size >= PARSED_BYTES:
-            yield _newest(job)
+            yield _with_newest_writes(job)
             job, size = job_at(job.end), 0
     job.end = job.end if end is None else end
     if job.end > job.start:
-        yield _newest(job)
+        yield _with_newest_writes(job)
 
 
-def _newest(job: Job) -> Job:
+def _with_newest_writes(job: Job) -> Job:
     """Keeps the writes of each document since its newest deletion, oldest first.
 
     The write to keep is known after embedding: if the model's server refuses the last one, the
     previous one applies. A deletion is never refused. A deletion by filter removes only writes
     that are not newer than its version.
     """
-    lines: dict[tuple[str, str], list[Write]] = {}
+    by_document: dict[tuple[str, str], list[Write]] = {}
     for write in job.writes:
-        line = lines.setdefault((write.collection.name, write.id), [])
+        writes = by_document.setdefault((write.collection.name, write.id), [])
         if write.document is None:
-            line[:] = [w for w in line if w.version > write.version]
-        elif any(w.document is None and w.version >= write.version for w in line):
+            writes[:] = [w for w in writes if w.version > write.version]
+        elif any(w.document is None and w.version >= write.version for w in writes):
             continue
-        line.append(write)
-        line.sort(key=_rank)
-    job.writes = [write for line in lines.values() for write in line]
+        writes.append(write)
+        writes.sort(key=_rank)
+    job.writes = [write for writes in by_document.values() for write in writes]
     return job
 
 
@@ -254,29 +254,30 @@ def parse(
 
 
 def _entries(
-    stored: LogRecord, tenant: Tenant, collections: Collections, limits: IngestSettings
+    log_record: LogRecord, tenant: Tenant, collections: Collections, limits: IngestSettings
 ) -> Iterable[tuple[Collection, Entry | Deletion]]:
-    record = stored.record
+    record = log_record.record
     if record.unreadable is not None:
         raise Refused(record.unreadable, field="headers")
     if record.value is None:
         name, _, document_id = _text(record.key or b"", "key").partition("/")
-        collection = _collection(collections, tenant, name, stored)
+        collection = _collection(collections, tenant, name, log_record)
         if not document_id:
             raise Refused("a deletion's key is <collection>/<id>", field="key")
         if (fault := fault_of(document_id, limits.id_bytes_max)) is not None:
             raise Refused(f"a deletion's key is <collection>/<id>, and its id {fault}", field="key")
         return [(collection, Deletion(name, document_id))]
     if dict(record.headers).get("content-type") == ARROW.encode():
-        name_given, batches = decode_documents(record.value)
-        collection = _collection(collections, tenant, name_given or _key_collection(record), stored)
+        name_in_stream, batches = decode_documents(record.value)
+        name = name_in_stream or _key_collection(record)
+        collection = _collection(collections, tenant, name, log_record)
         return [
             (collection, e) for e in parse_arrow(batches, DocumentLimits.of(collection, limits))
         ]
     body = load_json(record.value, field="value")
     if not isinstance(body, dict):
         raise Refused("a document is a JSON object", field="value")
-    collection = _collection(collections, tenant, body.get("collection"), stored)
+    collection = _collection(collections, tenant, body.get("collection"), log_record)
     return [
         (
             collection,

@@ -1,4 +1,4 @@
-"""The lanes of the partitions that this ingest reads: catalog rows, and records read for each.
+"""The lanes of the partitions that this ingest reads: catalog rows, and the records read.
 
 `ingest/lanes.py` decides and `LaneScheduler` schedules. The thread that reads the log opens, closes
 and drops rows. The worker that writes a lane's rows moves its position.
@@ -40,8 +40,8 @@ class Lane:
     read: int
     unparsed: Iterator[Job] | None = None
     reading: bool = False
-    whole: bool = False
-    """True while its model answers: whole batches are read then, else single records."""
+    reads_batches: bool = False
+    """True while the model is available: batches are read then, else single records."""
     rest_until: float = 0.0
     turn: int = 0
     over: bool = False
@@ -55,7 +55,7 @@ class Lane:
 
 def lane_of(task: Task) -> Lane | None:
     """Returns the lane that the task belongs to; None for a partition's own task."""
-    return task.line if isinstance(task.line, Lane) else None
+    return task.source if isinstance(task.source, Lane) else None
 
 
 class LaneRegistry:
@@ -90,8 +90,8 @@ class LaneRegistry:
         """Returns the lanes, the least recently read first."""
         return sorted(self, key=lambda lane: lane.turn)
 
-    def to_the_end(self, lane: Lane) -> None:
-        """Moves the lane to the end of `in_turn`."""
+    def move_to_end(self, lane: Lane) -> None:
+        """Makes the lane the last of `in_turn`."""
         self._turns += 1
         lane.turn = self._turns
 
@@ -115,10 +115,10 @@ class LaneRegistry:
                 if tp in known and row.tenant in present:
                     self._keep(present[row.tenant], tp, row)
 
-    def compare(self, places: Iterable[TopicPartition]) -> None:
+    def compare(self, tps: Iterable[TopicPartition]) -> None:
         """Loads lanes that another ingest opened, and drops those of deleted tenants.
 
-        Raises Conflict if a known lane has no row: another ingest is at work. Raises Unavailable.
+        Raises Conflict if a known lane has no row: another ingest is running. Raises Unavailable.
         """
         with self._changing:
             rows = {
@@ -128,15 +128,16 @@ class LaneRegistry:
             for lane in self:
                 if (*lane.tp, *lane.target) not in rows:
                     raise Conflict(
-                        f"a lane of {lane.tp[0]}/{lane.tp[1]} is gone: another ingest is at work"
+                        f"a lane of {lane.tp[0]}/{lane.tp[1]} was deleted: "
+                        "another ingest is running"
                     )
             present = {t.name: t for t in self._registry.tenants()}
             if ownerless := [row for row in rows.values() if row.tenant not in present]:
                 self._rows.drop(ownerless)
-            tps = set(places)
+            known = set(tps)
             for (topic, partition, *target), row in rows.items():
                 tp = (topic, partition)
-                if tp in tps and row.tenant in present and tuple(target) not in self.of(tp):
+                if tp in known and row.tenant in present and tuple(target) not in self.of(tp):
                     self._keep(present[row.tenant], tp, row)
 
     def _keep(self, tenant: Tenant, tp: TopicPartition, row: IngestLane) -> Lane:
@@ -160,7 +161,7 @@ class LaneRegistry:
         Raises Unavailable and Conflict.
         """
         with self._changing:
-            made = [
+            rows = [
                 IngestLane(
                     tenant.name,
                     t[0],
@@ -173,14 +174,21 @@ class LaneRegistry:
                 )
                 for t, need in needs.items()
             ]
-            opened = self._rows.open(made)
+            opened = self._rows.open(rows)
             crash_point("ingest.after_lane_opened")
             for row in opened:
                 self._keep(tenant, tp, row)
                 _event.warning(
-                    "generation.detached", tenant=row.tenant, collection=row.collection, generation=row.generation,
-                    partition=row.partition, position=row.position, model=row.model, state=row.state, reason=row.reason,
-                )  # fmt: skip
+                    "generation.detached",
+                    tenant=row.tenant,
+                    collection=row.collection,
+                    generation=row.generation,
+                    partition=row.partition,
+                    position=row.position,
+                    model=row.model,
+                    state=row.state,
+                    reason=row.reason,
+                )
 
     def move(self, lane: Lane, position: int, state: LaneState, reason: str = "") -> None:
         """Stores the lane's position; durable on return.
@@ -195,7 +203,7 @@ class LaneRegistry:
                     raise
 
     def check(self, lane: Lane) -> None:
-        """Raises Conflict if the catalog has another position: another ingest is at work."""
+        """Raises Conflict if the catalog has another position: another ingest is running."""
         with lane.lock:
             rows = self._rows.of(lane.tenant.name, lane.row.collection, [lane.row.generation])
             found = [r.position for r in rows if r.partition == lane.row.partition]
@@ -214,10 +222,15 @@ class LaneRegistry:
             self._rows.close(lane.row)
             crash_point("ingest.after_lane_closed")
             self._forget(lane)
+            row = lane.row
             _event.info(
-                "generation.reattached", tenant=lane.row.tenant, collection=lane.row.collection,
-                generation=lane.row.generation, partition=lane.row.partition, position=lane.row.position,
-            )  # fmt: skip
+                "generation.reattached",
+                tenant=row.tenant,
+                collection=row.collection,
+                generation=row.generation,
+                partition=row.partition,
+                position=row.position,
+            )
 
     def drop(self, lanes: list[Lane]) -> None:
         """Deletes lanes of generations that receive no more writes. Raises Unavailable."""
@@ -225,10 +238,14 @@ class LaneRegistry:
             self._rows.drop([lane.row for lane in lanes])
             for lane in lanes:
                 self._forget(lane)
+                row = lane.row
                 _event.info(
-                    "lane.dropped", tenant=lane.row.tenant, collection=lane.row.collection,
-                    generation=lane.row.generation, partition=lane.row.partition,
-                )  # fmt: skip
+                    "lane.dropped",
+                    tenant=row.tenant,
+                    collection=row.collection,
+                    generation=row.generation,
+                    partition=row.partition,
+                )
 
     def forget(self, tp: TopicPartition) -> list[Lane]:
         """Forgets the lanes of a partition that is no longer read; returns them.
@@ -264,15 +281,22 @@ class LaneRegistry:
 
     def _jobs(self, lane: Lane, until: int) -> Iterator[Job]:
         share = BYTES_MAX // max(1, len(self))
-        bytes_max = min(self._settings.batch_bytes, share) if lane.whole else 1
+        bytes_max = min(self._settings.batch_bytes, share) if lane.reads_batches else 1
         read_after = self._clock.monotonic()
         records = self._log.read(*lane.tp, lane.read, bytes_max=bytes_max)
-        taken = [record for record in records if record.offset < until]
+        below = [record for record in records if record.offset < until]
         # The partition was read up to `until` before. An offset without a record now is a marker,
         # or its record was compacted away.
-        end = taken[-1].offset + 1 if taken and len(taken) == len(records) else until
+        end = below[-1].offset + 1 if below and len(below) == len(records) else until
         view = LaneView(self._registry, lane.target)
         return jobs_of(
-            lane.tenant, lane.tp, taken, view, self._settings,
-            read_after=read_after, start=lane.read, end=end, only=lane.target,
-        )  # fmt: skip
+            lane.tenant,
+            lane.tp,
+            below,
+            view,
+            self._settings,
+            read_after=read_after,
+            start=lane.read,
+            end=end,
+            only=lane.target,
+        )

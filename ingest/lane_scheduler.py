@@ -1,4 +1,4 @@
-"""Moves generations between their partition's jobs and lanes of their own, and reads the lanes.
+"""Moves generations between their partition's jobs and lanes, and reads the lanes.
 
 `ingest/lanes.py` decides when; `ingest/lane_registry.py` keeps the lanes' rows. All of this runs on
 the thread that reads the log, except `_read_lane`. It runs on separate threads, because a lane is
@@ -16,7 +16,7 @@ from typing import Final
 from ingest import lanes
 from ingest.jobs import Job, Target
 from ingest.lane_registry import Lane, LaneRegistry
-from ingest.scheduler import Away, Part, Scheduler, Task
+from ingest.scheduler import ModelFailures, Part, Scheduler, Task
 from tenants.registry import Registry
 from vicinage.clock import Clock
 from vicinage.errors import NotFound, Refused, Unavailable
@@ -24,17 +24,17 @@ from vicinage.log import TopicPartition
 from vicinage.telemetry import events
 
 IN_FLIGHT: Final = 2
-"""Jobs of one lane that are not written yet, while its model answers."""
-AWAY_S: Final = 0.5
-"""Seconds that a lane rests while the log is away."""
-LOOK_S: Final = 0.1
+"""Jobs of one lane that are not written yet, while its model is available."""
+LOG_RETRY_S: Final = 0.5
+"""Seconds until a lane is read again after the log was unavailable."""
+CHECK_S: Final = 0.1
 """Seconds between checks for partitions whose first job waits too long."""
 LANE_READERS: Final = 4
 LANE_READS_MAX: Final = 8
 """Reads of lanes that run or are queued at once; LANE_READS_OF_ONE_MAX per tenant."""
 LANE_READS_OF_ONE_MAX: Final = 2
 HALTED_S: Final = 60.0
-"""Seconds that a lane rests if the log no longer has its records."""
+"""Seconds until a lane is read again if the log no longer has its records."""
 
 _event = events("ingest")
 
@@ -49,29 +49,29 @@ class LaneScheduler:
     def __init__(
         self,
         lane_registry: LaneRegistry,
-        lines: Scheduler,
+        scheduler: Scheduler,
         lock: threading.Lock,
         registry: Registry,
         clock: Clock,
         routed: Mapping[TopicPartition, int],
         *,
-        complete_given: Callable[[Iterable[Part]], None],
+        complete_without_model: Callable[[Iterable[Part]], None],
         write_ready: Callable[[Hashable], None],
         check: Callable[[Task, float], None],
     ) -> None:
         self._lane_registry = lane_registry
-        self._lines = lines
+        self._scheduler = scheduler
         self._lock = lock
         self._registry = registry
         self._clock = clock
         self._routed = routed
-        self._complete_given = complete_given
+        self._complete_without_model = complete_without_model
         self._write_ready = write_ready
         self._check = check
         self._heads = lanes.Heads()
         self._gates: dict[TopicPartition, threading.RLock] = {}
-        self._looked = -1e9
-        self._seen = (-1, -1)
+        self._checked_at = -1e9
+        self._seen_versions = (-1, -1)
         self._readers = ThreadPoolExecutor(LANE_READERS, thread_name_prefix="ingest-lanes")
         self._reads: dict[Future[None], Lane] = {}
 
@@ -92,7 +92,7 @@ class LaneScheduler:
             for tp in [tp for tp in self._gates if is_gone(tp)]:
                 del self._gates[tp]
 
-    def behind(self) -> int:
+    def n_behind(self) -> int:
         """Returns the number of lanes that have records to read or are being read."""
         return sum(
             lane.read < self._routed.get(lane.tp, 0) or lane.reading for lane in self._lane_registry
@@ -108,42 +108,47 @@ class LaneScheduler:
 
     def forget(self, tp: TopicPartition) -> None:
         """Forgets the lanes of a partition that is no longer read. Their catalog rows stay."""
-        self._give_up(self._lane_registry.forget(tp))
+        self._discard(self._lane_registry.forget(tp))
 
     def detach_early(self, job: Job) -> None:
         """Opens lanes for generations whose writes must not enter the partition's queue.
 
         After Unavailable, the caller routes the job again.
         """
-        job.apart = frozenset(self._lane_registry.of(job.tp))
+        job.detached = frozenset(self._lane_registry.of(job.tp))
         needs = job.needs()
         with self._lock:
-            away = {
-                n.generation.model: self._lines.away((job.tenant.name, n.generation.model))
+            failures = {
+                n.generation.model: self._scheduler.failures((job.tenant.name, n.generation.model))
                 for n in needs.values()
             }
-        found = lanes.detached_at_once(job, needs, away, self._clock.monotonic())
+        found = lanes.detached_at_once(job, needs, failures, self._clock.monotonic())
         for target, need in found.items():
-            known = away[need.generation.model]
+            known = failures[need.generation.model]
             self._lane_registry.open(
-                job.tenant, job.tp, {target: need},
-                state="unavailable" if known else "behind", reason=known.reason if known else "building",
-            )  # fmt: skip
-        job.apart |= frozenset(found)
+                job.tenant,
+                job.tp,
+                {target: need},
+                state="unavailable" if known else "behind",
+                reason=known.reason if known else "building",
+            )
+        job.detached |= frozenset(found)
 
-    def tend(self) -> None:
+    def update(self) -> None:
         """Detaches generations that block their partition, and drops lanes of retired generations.
 
         Continues reading the other lanes.
         """
-        if (now_seen := (self._registry.version, self._lane_registry.changes)) != self._seen:
+        if (
+            versions := (self._registry.version, self._lane_registry.changes)
+        ) != self._seen_versions:
             self._release_gone()
-            self._seen = now_seen
+            self._seen_versions = versions
         now = self._clock.monotonic()
-        if now - self._looked >= LOOK_S:
-            self._looked = now
-            self._look_at_heads(now)
-        self._follow()
+        if now - self._checked_at >= CHECK_S:
+            self._checked_at = now
+            self._check_heads(now)
+        self._read_lanes()
 
     def _release_gone(self) -> None:
         """Discards work for deleted collections and for retired or canceled generations."""
@@ -154,54 +159,56 @@ class LaneScheduler:
         ]
         if gone:
             self._lane_registry.drop(gone)
-            self._give_up(gone)
+            self._discard(gone)
         with self._lock:
-            waiting = {tp: self._lines.tasks(tp) for tp in self._lines.partitions()}
+            waiting = {tp: self._scheduler.tasks(tp) for tp in self._scheduler.partitions()}
         for tp, tasks in waiting.items():
             tenant = tasks[0].job.tenant
             targets = {target for task in tasks for target in task.needs}
-            over = frozenset(t for t in targets if not lanes.is_serving(self._registry, tenant, t))
-            if over:
+            retired = frozenset(
+                t for t in targets if not lanes.is_serving(self._registry, tenant, t)
+            )
+            if retired:
                 with self._held(tp) as held:
                     if held:
-                        self._skip(tp, over)
+                        self._skip(tp, retired)
 
-    def _give_up(self, gone: Sequence[Lane]) -> None:
+    def _discard(self, gone: Sequence[Lane]) -> None:
         with self._lock:
             for lane in gone:
-                self._lines.discard(lane)
+                self._scheduler.discard(lane)
 
-    def _look_at_heads(self, now: float) -> None:
+    def _check_heads(self, now: float) -> None:
         """Detaches generations that block a partition's first job.
 
-        Records in the catalog which lanes wait for a model that is away.
+        Records in the catalog which lanes wait for an unavailable model.
         """
         with self._lock:
-            heads = {task.line: task for task in self._lines.heads() if not task.ready()}
-        waited = self._heads.look(heads, now)
-        for line, head in heads.items():
+            heads = {task.source: task for task in self._scheduler.heads() if not task.ready()}
+        waited = self._heads.update(heads, now)
+        for source, head in heads.items():
             with self._lock:
                 pending = {
-                    m: self._lines.away(p.share) for m, p in list(head.parts.items()) if not p.ready
+                    m: self._scheduler.failures(p.share)
+                    for m, p in list(head.parts.items())
+                    if not p.ready
                 }
-            if isinstance(line, Lane):
-                self._say_away(line, head, pending, now)
-            elif waited[line] >= lanes.SLOW_S or any(
-                lanes.is_away(known, now) for known in pending.values()
+            if isinstance(source, Lane):
+                self._mark_unavailable(source, head, pending, now)
+            elif waited[source] >= lanes.SLOW_S or any(
+                lanes.is_unavailable(known, now) for known in pending.values()
             ):
-                self._detach(head, pending, waited[line], now)
+                self._detach(head, pending, waited[source], now)
 
-    def _say_away(
-        self, lane: Lane, head: Task, pending: dict[str | None, Away | None], now: float
+    def _mark_unavailable(
+        self, lane: Lane, head: Task, pending: dict[str | None, ModelFailures | None], now: float
     ) -> None:
         known = pending.get(lane.row.model)
-        if known is None or not lanes.is_away(known, now):
+        if known is None or not lanes.is_unavailable(known, now):
             return
         if not lane.reading:
-            lane.whole, lane.unparsed = (
-                False,
-                None,
-            )  # read again once the model answers: no backlog is kept
+            # Read again once the model is available: no backlog is kept.
+            lane.reads_batches, lane.unparsed = False, None
         if lane.row.state != "unavailable":
             first = min((need.first for need in head.needs.values()), default=lane.row.position)
             self._lane_registry.move(
@@ -209,7 +216,11 @@ class LaneScheduler:
             )
 
     def _detach(
-        self, head: Task, pending: dict[str | None, Away | None], waited_s: float, now: float
+        self,
+        head: Task,
+        pending: dict[str | None, ModelFailures | None],
+        waited_s: float,
+        now: float,
     ) -> None:
         """Opens lanes for the generations that block the partition's first job.
 
@@ -221,16 +232,19 @@ class LaneScheduler:
             if not held:
                 return
             with self._lock:
-                needs = [task.needs for task in self._lines.tasks(job.tp)]
+                needs = [task.needs for task in self._scheduler.tasks(job.tp)]
             found = lanes.blocked(needs, pending, waited_s=waited_s, now=now, serving=serving)
             if not found:
                 return
             self._check(head, 0.0)
             known = next((k for k in pending.values() if k is not None), None)
             self._lane_registry.open(
-                job.tenant, job.tp, found,
-                state="unavailable" if known else "behind", reason=known.reason if known else "slow",
-            )  # fmt: skip
+                job.tenant,
+                job.tp,
+                found,
+                state="unavailable" if known else "behind",
+                reason=known.reason if known else "slow",
+            )
             self._skip(job.tp, frozenset(found))
 
     @contextmanager
@@ -241,26 +255,26 @@ class LaneScheduler:
         """
         with self.gate(tp):
             with self._lock:
-                held = self._lines.hold(tp)
+                held = self._scheduler.hold(tp)
             try:
                 yield held
             finally:
                 if held:
                     with self._lock:
-                        self._lines.release(tp)
+                        self._scheduler.release(tp)
         if held:
             self._write_ready(tp)
 
     def _skip(self, tp: TopicPartition, targets: frozenset[Target]) -> None:
         with self._lock:
-            renewed = self._lines.skip(tp, targets)
-        self._complete_given(renewed)
+            renewed = self._scheduler.skip(tp, targets)
+        self._complete_without_model(renewed)
         with self._lock:
             for part in renewed:
                 if not part.ready:
-                    self._lines.offer(part)
+                    self._scheduler.offer(part)
 
-    def _follow(self) -> None:
+    def _read_lanes(self) -> None:
         """Continues reading lanes that have room; closes those that have caught up."""
         for read in [read for read in self._reads if read.done()]:
             self._reads.pop(read).reading = False
@@ -270,10 +284,10 @@ class LaneScheduler:
         for lane in self._lane_registry.in_turn():
             if lane.reading or lane.rest_until > now:
                 continue
-            routed, waiting = self._routed.get(lane.tp, 0), self._lines.of(lane)
+            routed, waiting = self._routed.get(lane.tp, 0), self._scheduler.of(lane)
             if self._has_caught_up(lane):
-                self._rejoin(lane)
-            elif lane.read < routed and waiting < (IN_FLIGHT if lane.whole else 1):
+                self._reattach(lane)
+            elif lane.read < routed and waiting < (IN_FLIGHT if lane.reads_batches else 1):
                 if (
                     len(self._reads) >= LANE_READS_MAX
                     or reads[lane.tenant.name] >= LANE_READS_OF_ONE_MAX
@@ -281,20 +295,20 @@ class LaneScheduler:
                     continue
                 lane.reading = True
                 reads[lane.tenant.name] += 1
-                self._lane_registry.to_the_end(lane)
+                self._lane_registry.move_to_end(lane)
                 self._reads[self._readers.submit(self._read_lane, lane, routed)] = lane
 
-    def _rejoin(self, lane: Lane) -> None:
+    def _reattach(self, lane: Lane) -> None:
         """Closes the lane, unless its generation always has one."""
         collection = self._registry.collection(lane.tenant.name, lane.row.collection)
-        if lanes.own_lane(collection.generation(lane.row.generation), collection):
+        if lanes.needs_own_lane(collection.generation(lane.row.generation), collection):
             return
         with self.gate(lane.tp):
             if self._has_caught_up(lane):  # the gate prevents routing until it is closed
                 self._lane_registry.close(lane)
 
     def _has_caught_up(self, lane: Lane) -> bool:
-        routed, waiting = self._routed.get(lane.tp, 0), self._lines.of(lane)
+        routed, waiting = self._routed.get(lane.tp, 0), self._scheduler.of(lane)
         return lanes.caught_up(
             read=lane.read, written=lane.row.position, routed=routed, waiting=waiting
         )
@@ -303,21 +317,23 @@ class LaneScheduler:
         """Appends the lane's next job to its queue. Runs on a lane reader's thread."""
         try:
             job = self._lane_registry.next_job(lane, until)
-        except Refused as gone:
-            _event.error("lane.halted", topic=lane.tp[0], partition=lane.tp[1], reason=gone.detail)
+        except Refused as refused:
+            _event.error(
+                "lane.halted", topic=lane.tp[0], partition=lane.tp[1], reason=refused.detail
+            )
             lane.rest_until = self._clock.monotonic() + HALTED_S
             return
-        except (Unavailable, NotFound) as away:
-            _event.warning("the log is away", reason=str(away))
-            lane.rest_until = self._clock.monotonic() + AWAY_S
+        except (Unavailable, NotFound) as error:
+            _event.warning("lane.read_failed", reason=str(error))
+            lane.rest_until = self._clock.monotonic() + LOG_RETRY_S
             return
         if job is None:
             return
         task = Task(job, time.perf_counter(), lane)
-        self._complete_given(task.parts.values())
+        self._complete_without_model(task.parts.values())
         with self._lock:
             if lane.over:
                 return
             lane.read = job.end
-            self._lines.add(task)
+            self._scheduler.add(task)
         self._write_ready(lane)

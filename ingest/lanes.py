@@ -10,24 +10,28 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from ingest.jobs import Collections, Job, Need, Target
-from ingest.scheduler import Away
+from ingest.scheduler import ModelFailures
 from tenants.entities import Collection, Generation, Tenant
 from vicinage.errors import NotFound
 from vicinage.partition_maps import PartitionMap
 
-AWAY_TRIES: Final = 3
-AWAY_S: Final = 1.0
-"""A model is away after AWAY_TRIES failed attempts in a row, over at least AWAY_S seconds."""
+UNAVAILABLE_TRIES: Final = 3
+UNAVAILABLE_S: Final = 1.0
+"""A model is unavailable after this many failed attempts in a row, over at least this time."""
 SLOW_S: Final = 2.0
 """A generation that delays its partition's first job for at least this many seconds is slow."""
 
 
-def is_away(known: Away | None, now: float) -> bool:
-    """Returns whether a model is away: AWAY_TRIES failures in a row, over at least AWAY_S."""
-    return known is not None and known.tries >= AWAY_TRIES and now - known.since >= AWAY_S
+def is_unavailable(known: ModelFailures | None, now: float) -> bool:
+    """Returns whether these failures are enough to treat the model as unavailable."""
+    return (
+        known is not None
+        and known.tries >= UNAVAILABLE_TRIES
+        and now - known.since >= UNAVAILABLE_S
+    )
 
 
-def own_lane(generation: Generation, collection: Collection) -> bool:
+def needs_own_lane(generation: Generation, collection: Collection) -> bool:
     """Returns whether the generation always has a lane: it is being built with another model.
 
     So a generation that is being built never delays the live one.
@@ -38,24 +42,27 @@ def own_lane(generation: Generation, collection: Collection) -> bool:
 
 
 def detached_at_once(
-    job: Job, needs: Mapping[Target, Need], away: Mapping[str | None, Away | None], now: float
+    job: Job,
+    needs: Mapping[Target, Need],
+    failures: Mapping[str | None, ModelFailures | None],
+    now: float,
 ) -> dict[Target, Need]:
     """Returns the generations whose writes must not enter the partition's queue of jobs.
 
-    They are those with a lane of their own, and those with texts for a model that is away.
+    They are those with a lane of their own, and those with texts for a model that is unavailable.
     """
     collections = {w.collection.name: w.collection for w in job.writes}
     return {
         target: need
         for target, need in needs.items()
-        if own_lane(need.generation, collections[target[0]])
-        or (need.asks and is_away(away.get(need.generation.model), now))
+        if needs_own_lane(need.generation, collections[target[0]])
+        or (need.needs_model and is_unavailable(failures.get(need.generation.model), now))
     }
 
 
 def blocked(
     needs: Iterable[Mapping[Target, Need]],
-    pending: Mapping[str | None, Away | None],
+    pending: Mapping[str | None, ModelFailures | None],
     *,
     waited_s: float,
     now: float,
@@ -69,17 +76,17 @@ def blocked(
     lanes would gain nothing and read everything twice.
     """
     slow = waited_s >= SLOW_S
-    models = {model for model, known in pending.items() if slow or is_away(known, now)}
+    models = {model for model, known in pending.items() if slow or is_unavailable(known, now)}
     found: dict[Target, Need] = {}
     firsts: dict[Target, int] = {}
     for each in needs:
         for target, need in each.items():
             # First need in all jobs: an earlier job of deletions alone is not written yet either.
             first = firsts.setdefault(target, need.first)
-            if need.asks and need.generation.model in models and target not in found:
+            if need.needs_model and need.generation.model in models and target not in found:
                 found[target] = replace(need, first=first)
-    gone = any(is_away(known, now) for known in pending.values())
-    return found if gone or len(found) < serving else {}
+    any_unavailable = any(is_unavailable(known, now) for known in pending.values())
+    return found if any_unavailable or len(found) < serving else {}
 
 
 def caught_up(*, read: int, written: int, routed: int, waiting: int) -> bool:
@@ -128,10 +135,10 @@ class Heads:
 
     since: dict[object, tuple[object, float]] = field(default_factory=dict)
 
-    def look(self, heads: Mapping[object, object], now: float) -> dict[object, float]:
+    def update(self, heads: Mapping[object, object], now: float) -> dict[object, float]:
         """Returns the seconds since each present head was first seen as a head; adds new heads."""
         self.since = {
-            line: known if (known := self.since.get(line)) and known[0] is head else (head, now)
-            for line, head in heads.items()
+            source: known if (known := self.since.get(source)) and known[0] is head else (head, now)
+            for source, head in heads.items()
         }
-        return {line: now - since for line, (_, since) in self.since.items()}
+        return {source: now - since for source, (_, since) in self.since.items()}

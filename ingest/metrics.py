@@ -26,8 +26,8 @@ def count_written(task: Task, n_rejected: int) -> None:
         _passages.inc(
             sum(
                 len(p)
-                for (write, _), p in part.made.pieces.items()
-                if write not in part.made.refused
+                for (write, _), p in part.embedded.passages.items()
+                if write not in part.embedded.refused
             )
         )
     _seconds.observe(time.perf_counter() - task.since)

@@ -112,8 +112,8 @@ class Parsing:
         self._queue.put(tenant.name, [((tp, tenant), cost)], weight=CLASS_WEIGHT[tenant.priority])
 
     def _work(self) -> None:
-        while (taken := self._next()) is not None:
-            tp, tenant = taken
+        while (queued := self._next()) is not None:
+            tp, tenant = queued
             began = time.monotonic()
             more = self._turn(tp)
             seconds = time.monotonic() - began
@@ -128,7 +128,7 @@ class Parsing:
     def _next(self) -> tuple[TopicPartition, Tenant] | None:
         with self._changed:
             while not self._stopped:
-                if taken := self._queue.take(1):
-                    return taken[0]
+                if queued := self._queue.take(1):
+                    return queued[0]
                 self._changed.wait()
             return None

@@ -64,18 +64,18 @@ class PositionStore:
             and (saved[tp].state == "resuming" or saved[tp].position != in_log.get(tp))
         }
         moved = [tp for tp, copy in copies.items() if tp in in_log and copy.state != "resuming"]
-        begins = self._begins(moved)
+        log_starts = self._log_starts(moved)
         # NOTE: records below the log's start were read already: such a copy is from a catalog that
         # was restored from a backup and is older than the log.
-        older = {tp for tp, begin in begins.items() if copies[tp].position < begin}
-        not_begun = set(moved) - begins.keys()
-        restored = {tp: copy.position for tp, copy in copies.items() if tp not in older | not_begun}
-        tps = [tp for tp in tps if tp not in not_begun]
+        older = {tp for tp, start in log_starts.items() if copies[tp].position < start}
+        unknown = set(moved) - log_starts.keys()
+        restored = {tp: copy.position for tp, copy in copies.items() if tp not in older | unknown}
+        tps = [tp for tp in tps if tp not in unknown]
         self._restore(restored, topic_ids)
         known = {tp: at for tp in tps if (at := restored.get(tp, in_log.get(tp, -1))) >= 0}
         self.committed(known)
-        places = known | self._begins([tp for tp in tps if tp not in known])
-        found = {tp: (place, _lasting(saved.get(tp))) for tp, place in places.items()}
+        positions = known | self._log_starts([tp for tp in tps if tp not in known])
+        found = {tp: (at, _sticky_halt(saved.get(tp))) for tp, at in positions.items()}
         for tp in restored:
             if saved[tp].state == "resuming":
                 self._positions.resumed(saved[tp])
@@ -95,7 +95,7 @@ class PositionStore:
                 "positions.restored", partitions=len(same), first=f"{min(same)[0]}/{min(same)[1]}"
             )
 
-    def _begins(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+    def _log_starts(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         """Returns the log's start of each partition, up to the first that is unavailable."""
         found: dict[TopicPartition, int] = {}
         for tp in tps:
@@ -103,9 +103,9 @@ class PositionStore:
                 found[tp] = self._log.begin(*tp)
             except NotFound:
                 found[tp] = 0  # the reader reports that there is no such partition
-            except Unavailable as away:
+            except Unavailable as error:
                 _event.warning(
-                    "partition.not_begun", topic=tp[0], partition=tp[1], reason=str(away)
+                    "partition.start_failed", topic=tp[0], partition=tp[1], reason=str(error)
                 )
                 break
         return found
@@ -119,12 +119,12 @@ class PositionStore:
         """
         return [] if version == self._resumed_version else self._positions.resuming()
 
-    def resume(self, taken: PartitionState) -> None:
+    def resume(self, state: PartitionState) -> None:
         """Commits the new position; the partition is read from it when this returns."""
-        tp = taken.topic_partition()
-        self._log.commit(Group.INGEST, {tp: taken.position})
-        self.committed({tp: taken.position})
-        self._positions.resumed(taken)
+        tp = state.topic_partition()
+        self._log.commit(Group.INGEST, {tp: state.position})
+        self.committed({tp: state.position})
+        self._positions.resumed(state)
         self._saved.pop(tp, None)
 
     def all_resumed(self, version: int) -> None:
@@ -150,15 +150,15 @@ class PositionStore:
 
     # the catalog's copy
 
-    def tend(
+    def save_changed(
         self,
         topic_ids: Mapping[str, str],
         halts: Mapping[TopicPartition, Halt],
-        full: Iterable[TopicPartition],
+        paused: Iterable[TopicPartition],
     ) -> None:
         """Writes changed states to the catalog in the background, every SAVE_S.
 
-        `full` are partitions whose reading is paused now.
+        `paused` are partitions that are not read now.
         """
         at = self._clock.monotonic()
         if self._writing is not None and not self._writing.done():
@@ -166,8 +166,8 @@ class PositionStore:
         if at - self._saved_at < SAVE_S:
             return
         self._saved_at = at
-        was, self._waiting = self._waiting, frozenset(full)
-        waiting = was & self._waiting  # in two checks in a row
+        previous, self._waiting = self._waiting, frozenset(paused)
+        waiting = previous & self._waiting  # in two checks in a row
         changed = [
             s
             for tp in {*self._committed, *halts}
@@ -215,8 +215,8 @@ class PositionStore:
     def _save(self, states: Sequence[PartitionState]) -> None:
         try:
             self._positions.save(states)
-        except Unavailable as away:
-            _event.warning("the catalog is away", reason=str(away))
+        except Unavailable as error:
+            _event.warning("positions.save_failed", reason=str(error))
             return
         self._saved.update({s.topic_partition(): s for s in states})
 
@@ -225,7 +225,7 @@ class PositionStore:
         self._writer.shutdown(wait=True, cancel_futures=True)
 
 
-def _lasting(saved: PartitionState | None) -> Halt | None:
+def _sticky_halt(saved: PartitionState | None) -> Halt | None:
     """Returns the halt that a new process keeps: one that only an operator can end."""
     if (
         saved is None

@@ -87,15 +87,18 @@ def entries_of(body: Body) -> list[Entry]:
         return parse_ndjson(data, body.rules, tenant=body.tenant)
     if kind not in ("", "application/json"):
         raise Refused(
-            f"content-type {kind!r} is not understood; send application/json, {NDJSON[0]} or {ARROW}",
+            f"content-type {kind!r} is not supported; "
+            f"send application/json, {NDJSON[0]} or {ARROW}",
             field="content-type",
         )
-    whole = Exactly(data)
-    values = ((d, whole.part("documents", i)) for i, d in enumerate(_listed(load_json(data))))
+    body_text = Exactly(data)
+    values = (
+        (d, body_text.part("documents", i)) for i, d in enumerate(_documents_of(load_json(data)))
+    )
     return parse_all(values, body.rules, tenant=body.tenant)
 
 
-def _listed(value: Any) -> list[Any]:
+def _documents_of(value: Any) -> list[Any]:
     documents = list_field(value, "documents", "documents")
     if len(documents) > DOCUMENTS_MAX:
         raise _too_many(f"{len(documents)} documents")
@@ -128,11 +131,11 @@ def _chunks(documents: list[Document], dimension: int) -> Iterator[list[Document
 
 def _size(d: Document, dimension: int) -> int:
     """Returns the size of a document in a record: no more than the size of its rows later."""
-    words = len((d.text or "").encode()) + sum(len(p.encode()) for p in d.passages or ())
+    text_bytes = len((d.text or "").encode()) + sum(len(p.encode()) for p in d.passages or ())
     if d.vectors is None:
         return rows_bytes(
-            d.id, 1 + len(d.passages or ()), 0, text_bytes=words, metadata_json=d.metadata_json
+            d.id, 1 + len(d.passages or ()), 0, text_bytes=text_bytes, metadata_json=d.metadata_json
         )
     return rows_bytes(
-        d.id, len(d.vectors), dimension, text_bytes=words, metadata_json=d.metadata_json
+        d.id, len(d.vectors), dimension, text_bytes=text_bytes, metadata_json=d.metadata_json
     )

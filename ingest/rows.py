@@ -25,10 +25,10 @@ from vicinage.wire import (
     vectors_schema,
 )
 
-Made = Mapping[str | None, Embedded]
+EmbeddedByModel = Mapping[str | None, Embedded]
 """The embedded passages of a job, by model."""
 NOTHING: Final = Embedded()
-"""The value for a model that has no part in the job: the job has only deletions for it."""
+"""The value for a model without a part of the job: the job has only deletions for it."""
 MESSAGE_BYTES: Final = 3 << 20
 """Target size of a message of many documents.
 
@@ -36,20 +36,20 @@ A message of one document may have wire.MESSAGE_BYTES_MAX.
 """
 
 
-def messages(job: Job, made: Made) -> Iterator[tuple[int, Record]]:
+def messages(job: Job, by_model: EmbeddedByModel) -> Iterator[tuple[int, Record]]:
     """Yields (slot, message) for each generation and slot; several if they exceed MESSAGE_BYTES.
 
     All passages of a document are in one message. Deletions are in separate messages without
     vectors. A write that a generation's model refused has no rows there; the last of the
     document's other writes has.
     """
-    runs: dict[tuple[str, int, int, bool], tuple[Generation, list[Write]]] = {}
-    for write, generation in _standing(job, made):
+    groups: dict[tuple[str, int, int, bool], tuple[Generation, list[Write]]] = {}
+    for write, generation in _accepted(job, by_model):
         slot = generation.slots[shard_of(write.id, len(generation.slots))]
         key = (write.collection.name, generation.number, slot, write.document is None)
-        runs.setdefault(key, (generation, []))[1].append(write)
-    for (collection, number, slot, _), (generation, writes) in runs.items():
-        embedded = made.get(generation.model, NOTHING)
+        groups.setdefault(key, (generation, []))[1].append(write)
+    for (collection, number, slot, _), (generation, writes) in groups.items():
+        embedded = by_model.get(generation.model, NOTHING)
         for part in _parts(writes, generation, embedded):
             value = encode_rows(
                 _batch(part, generation, embedded),
@@ -67,23 +67,23 @@ def messages(job: Job, made: Made) -> Iterator[tuple[int, Record]]:
             )
 
 
-def _standing(job: Job, made: Made) -> Iterable[tuple[Write, Generation]]:
+def _accepted(job: Job, by_model: EmbeddedByModel) -> Iterable[tuple[Write, Generation]]:
     found: dict[tuple[str, str, int], tuple[Write, Generation]] = {}
     for write in job.writes:
         for generation in job.targets(write):
-            if id(write) not in made.get(generation.model, NOTHING).refused:
+            if id(write) not in by_model.get(generation.model, NOTHING).refused:
                 found[write.collection.name, write.id, generation.number] = (write, generation)
     return found.values()
 
 
-def rejections(job: Job, made: Made) -> list[tuple[LogRecord, Rejected]]:
+def rejections(job: Job, by_model: EmbeddedByModel) -> list[tuple[LogRecord, Rejected]]:
     """Returns the job's rejections: those of parsing, and those of embedding."""
     reasons = {
-        key: reason for embedded in made.values() for key, reason in embedded.refused.items()
+        key: reason for embedded in by_model.values() for key, reason in embedded.refused.items()
     }
     refused = [
         (
-            w.stored,
+            w.record,
             Rejected(
                 reasons[id(w)], field=_content(w.document), id=w.id, collection=w.collection.name
             ),
@@ -98,11 +98,13 @@ def _content(document: Document | None) -> str:
     return "passages" if document is not None and document.passages is not None else "text"
 
 
-def _parts(writes: list[Write], generation: Generation, made: Embedded) -> Iterator[list[Write]]:
+def _parts(
+    writes: list[Write], generation: Generation, embedded: Embedded
+) -> Iterator[list[Write]]:
     part: list[Write] = []
     size = 0
     for write in writes:
-        weight = made.bytes(write, generation)
+        weight = embedded.bytes(write, generation)
         if part and size + weight > MESSAGE_BYTES:
             yield part
             part, size = [], 0
@@ -112,13 +114,13 @@ def _parts(writes: list[Write], generation: Generation, made: Embedded) -> Itera
         yield part
 
 
-def _batch(writes: Sequence[Write], generation: Generation, made: Embedded) -> pa.RecordBatch:
+def _batch(writes: Sequence[Write], generation: Generation, embedded: Embedded) -> pa.RecordBatch:
     """Returns the rows of these writes in the columns of a vectors message.
 
     The writes are all documents or all deletions. A document's passages are consecutive, with the
     metadata in the first row.
     """
-    gone = writes[0].document is None
+    are_deletions = writes[0].document is None
     ids: list[str] = []
     versions: list[int] = []
     times: list[int] = []
@@ -130,7 +132,9 @@ def _batch(writes: Sequence[Write], generation: Generation, made: Embedded) -> p
     vectors: list[Floats] = []
     for w in writes:
         key = (id(w), generation.model)
-        pieces: Sequence[Passage | None] = made.pieces[key] if w.document is not None else [None]
+        pieces: Sequence[Passage | None] = (
+            embedded.passages[key] if w.document is not None else [None]
+        )
         n = len(pieces)
         ids.extend([w.id] * n)
         versions.extend([w.version] * n)
@@ -142,16 +146,16 @@ def _batch(writes: Sequence[Write], generation: Generation, made: Embedded) -> p
         metadata.extend(
             [w.document.metadata_json if w.document is not None else None] + [None] * (n - 1)
         )
-        if not gone:
-            vectors.append(_vectors(w, made, generation))
+        if not are_deletions:
+            vectors.append(_vectors(w, embedded, generation))
     columns = [ids, versions, times, passages, texts, starts, ends, metadata]
-    schema = deletions_schema() if gone else vectors_schema(generation.dimension)
+    schema = deletions_schema() if are_deletions else vectors_schema(generation.dimension)
     arrays = [pa.array(values, schema.field(i).type) for i, values in enumerate(columns)]
-    if not gone:
+    if not are_deletions:
         arrays.append(vector_column(np.concatenate(vectors)))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def _vectors(write: Write, made: Embedded, generation: Generation) -> Floats:
-    """Returns the write's vectors, L2-normalized under cosine even if its model does not normalize."""
-    return unit_length(made.vectors[id(write), generation.model], generation.metric)
+def _vectors(write: Write, embedded: Embedded, generation: Generation) -> Floats:
+    """Returns the write's vectors, always L2-normalized under cosine."""
+    return unit_length(embedded.vectors[id(write), generation.model], generation.metric)

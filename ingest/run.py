@@ -1,12 +1,14 @@
-"""★ The ingest role: documents logs → vectors log, read → parse → validate → chunk → embed → append → commit.
+"""★ The ingest role: documents log → vectors log.
 
-`Ingest.step` reads, and has the records parsed and validated into jobs. `Ingest._process` chunks and embeds the part of a
-job that one model embeds, then writes what the job's line has ready: it appends, and commits after that (law 3). A crash
-anywhere has the work done again, and versions make that harmless.
+A record's path is read → parse → validate → chunk → embed → append → commit. It is in this file,
+from `Ingest.step` to `Ingest._write_ready`: tasks wait in queues between these methods, and workers
+run the last two. Commits follow appends (law 3): after a crash, the work is done again, and
+versions make that harmless.
 
-Beside it: `scheduler` decides whose work is next (law 7) and `dispatcher` runs it; `job_parser` parses; `topics` decides which
-partitions are read, `partitions` reads them, and `idle_partitions` and `position_store` keep their positions. `lanes` decides
-which generations are written apart from their partition, because their model is away or slow, and `lane_scheduler` does it.
+Beside it: `scheduler` decides whose work is next (law 7) and `dispatcher` runs it; `job_parser`
+parses; `topics` decides which partitions are read, `partitions` reads them, and `idle_partitions`
+and `position_store` keep their positions. `lanes` decides which generations are written separately
+from their partition, because their model is unavailable or slow, and `lane_scheduler` does it.
 """
 
 import threading
@@ -40,13 +42,13 @@ from vicinage.settings import IngestSettings
 from vicinage.telemetry import events
 
 STOP_S: Final = 5.0
-"""How long a stop waits for calls that are in progress."""
+"""Longest wait of a stop, in seconds, for calls that are in progress."""
 
 _event = events("ingest")
 
 
 class Ingest:
-    """The role. `run` works until it is told to stop; its state is in the log and the catalog."""
+    """The role. `run` works until it is stopped; the role's state is in the log and the catalog."""
 
     def __init__(
         self,
@@ -74,9 +76,16 @@ class Ingest:
         fence = Fence(log, self._lane_registry, clock, self._stopping)
         self._writer = Writer(log, self._positions, self._lane_registry, fence)
         self._lanes = LaneScheduler(
-            self._lane_registry, self._dispatcher.scheduler, self._dispatcher.lock, registry, clock, self._partitions.routed,
-            complete_given=self._complete_given, write_ready=self._write_ready, check=fence.check,
-        )  # fmt: skip
+            self._lane_registry,
+            self._dispatcher.scheduler,
+            self._dispatcher.lock,
+            registry,
+            clock,
+            self._partitions.routed,
+            complete_without_model=self._complete_without_model,
+            write_ready=self._write_ready,
+            check=fence.check,
+        )
         self._parser = JobParser(
             self._partitions, registry, self._workers, self._stopping, route=self._route
         )
@@ -86,7 +95,7 @@ class Ingest:
         )
         self._idle = IdlePartitions(log, registry, *positions)
         self._heartbeat = Heartbeat(log, clock)
-        self._checked = -1e9
+        self._checked_at = -1e9
 
     def run(self, stop: threading.Event) -> None:
         """Works until `stop` is set. Work in progress is finished, or left for the next start."""
@@ -97,7 +106,7 @@ class Ingest:
             self.stop()
 
     def stop(self) -> None:
-        """Ends its threads; a model's call that hangs is abandoned after STOP_S. Idempotent."""
+        """Ends its threads; a model call that hangs is abandoned after STOP_S. Idempotent."""
         self._stopping.set()
         self._parser.stop()
         self._lanes.stop()
@@ -122,13 +131,13 @@ class Ingest:
             return bool(
                 len(self._dispatcher.scheduler)
                 + len(self._partitions.unparsed)
-                + self._lanes.behind()
+                + self._lanes.n_behind()
             )
 
-    # the path of a record
+    # the path of a record, from the documents log to the vectors log
 
     def step(self, wait_s: float = 0.0) -> int:
-        """Reads what has come and has it parsed; returns the number of records.
+        """Reads new records and starts to parse them; returns their number.
 
         Raises what a worker raised.
         """
@@ -138,72 +147,80 @@ class Ingest:
         is_reading = bool(self._parser.partitions()) or self._lanes.reading()
         records = self._partitions.poll(wait_s, self._dispatcher.idle_s(is_reading))
         self._registry.refresh()  # after the poll: see docs/concepts/architecture.md, "Ingest"
-        for tp, taken in records.items():
-            self._parse(tp, taken)
+        for tp, of_partition in records.items():
+            self._parse(tp, of_partition)
         return sum(map(len, records.values()))
 
     def _parse(self, tp: TopicPartition, records: Sequence[LogRecord]) -> None:
-        """Parses and validates records into jobs; `_route` gets each one when its partition's line has room."""
+        """Parses and validates records into jobs.
+
+        `_route` gets each job when the partition's queue has room.
+        """
         try:
-            tenant = self._registry.tenant(
-                tp[0].removeprefix(PREFIX)
-            )  # law 1: the topic says whose record it is
+            # Law 1: the topic determines the tenant of a record.
+            tenant = self._registry.tenant(tp[0].removeprefix(PREFIX))
         except NotFound:
             return  # deleted since it was read; `Topics.discover` stops reading it
         self._partitions.positions[tp] = records[-1].offset + 1
         jobs = jobs_of(
-            tenant, tp, records, self._registry, self._settings,
-            read_after=self._partitions.read_after, look_again=self._topics.grow, topic_id=self._partitions.topic_ids[tp[0]],
-        )  # fmt: skip
+            tenant,
+            tp,
+            records,
+            self._registry,
+            self._settings,
+            read_after=self._partitions.read_after,
+            refresh_maps=self._topics.grow,
+            topic_id=self._partitions.topic_ids[tp[0]],
+        )
         self._parser.start(tp, tenant, records, jobs)
         self._dispatcher.dispatch()
 
     def _route(self, job: Job) -> None:
-        """Puts the job into its partition's line, except what lanes write.
+        """Queues the job as a task of its partition, except what lanes write.
 
-        Raises Unavailable: then route it again.
+        After Unavailable, the caller routes the job again.
         """
         with self._lanes.gate(job.tp):
             self._lanes.detach_early(job)
             task = Task(job, time.perf_counter())
-            self._complete_given(task.parts.values())
+            self._complete_without_model(task.parts.values())
             self._dispatcher.add(task)
             self._partitions.routed[job.tp] = job.end
         self._write_ready(job.tp)
         self._dispatcher.dispatch()
 
     def _process(self, part: Part) -> None:
-        """★ Chunks and embeds the part, then appends and commits what its line has ready.
+        """★ Chunks and embeds the part, then writes the tasks of its source that are ready.
 
         Runs on a worker.
         """
         with self._dispatcher.embedding(part):
-            self._vectors.chunk(part.task.job, part.model, part.made)
+            self._vectors.chunk(part.task.job, part.model, part.embedded)
             self._vectors.embed(
-                part.task.job, part.made, lambda: part.over or self._stopping.is_set()
+                part.task.job, part.embedded, lambda: part.over or self._stopping.is_set()
             )
-        self._write_ready(part.task.line)
+        self._write_ready(part.task.source)
 
-    def _write_ready(self, line: Hashable) -> None:
-        """Writes what the line has ready, in order. Law 3: effects, then positions."""
-        for task in self._dispatcher.in_turn(line):
+    def _write_ready(self, source: Hashable) -> None:
+        """Appends and commits the source's tasks that are ready, in order (law 3)."""
+        for task in self._dispatcher.in_turn(source):
             with self._dispatcher.writing(task):
                 if (lane := lane_of(task)) is None or not lane.over:
                     n_rejected = self._writer.append(task)
                     self._writer.commit(task)
                     count_written(task, n_rejected)
 
-    def _complete_given(self, parts: Iterable[Part]) -> None:
-        """Completes the parts that need no model: their vectors came with the documents."""
+    def _complete_without_model(self, parts: Iterable[Part]) -> None:
+        """Completes the parts that need no model: they have deletions or vectors of documents."""
         for part in parts:
-            if not part.asks:
-                self._vectors.chunk(part.task.job, part.model, part.made)
+            if not part.needs_model:
+                self._vectors.chunk(part.task.job, part.model, part.embedded)
                 part.ready = True
 
     # between two reads
 
     def _proceed(self) -> None:
-        """Does what has become due: writes again, parses and reads on where there is room.
+        """Retries writes that are due, and continues to parse and read where queues have room.
 
         Raises what a worker raised.
         """
@@ -212,21 +229,21 @@ class Ingest:
         self._parser.proceed()
         self._partitions.resume_paused()
         try:
-            self._lanes.tend()
-        except Unavailable as away:
-            _event.warning("the catalog is away", reason=str(away))
+            self._lanes.update()
+        except Unavailable as error:
+            _event.warning("lanes.update_failed", reason=str(error))
         self._dispatcher.dispatch()
 
     def _check_partitions(self) -> None:
-        """Every `discover_s`: follows the tenants' topics, and keeps the positions of idle partitions."""
+        """Every `discover_s`, updates the topics that are read and positions of idle partitions."""
         now = self._clock.monotonic()
-        if now - self._checked >= self._settings.discover_s:
-            self._checked = now
+        if now - self._checked_at >= self._settings.discover_s:
+            self._checked_at = now
             self._topics.discover()
             self._idle.resume()
             self._lane_registry.compare(self._partitions.positions)
             self._idle.commit_markers()
-            self._positions.tend(
+            self._positions.save_changed(
                 self._partitions.topic_ids,
                 self._partitions.reader.halted(),
                 self._partitions.paused,

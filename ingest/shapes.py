@@ -27,7 +27,7 @@ class Body:
     metadata: dict[str, Any] | None
 
 
-def shaped(value: object, rules: DocumentLimits) -> Body:
+def typed_fields(value: object, rules: DocumentLimits) -> Body:
     """Returns the document's fields.
 
     Raises ValidationError with the first field that is unknown or has a wrong type or length.
@@ -64,17 +64,17 @@ def _object(value: Mapping[str, Any], name: str) -> dict[str, Any] | None:
     raise ValidationError(name, "must be an object")
 
 
-def _passages(given: object, n_max: int) -> list[str] | None:
-    if given is None:
+def _passages(value: object, n_max: int) -> list[str] | None:
+    if value is None:
         return None
-    if not isinstance(given, list):
+    if not isinstance(value, list):
         raise ValidationError("passages", "must be a list of strings")
-    if not 1 <= len(given) <= n_max:
-        raise ValidationError("passages", f"{len(given)} passages; 1 to {n_max} in a document")
-    for i, passage in enumerate(given):
+    if not 1 <= len(value) <= n_max:
+        raise ValidationError("passages", f"{len(value)} passages; 1 to {n_max} in a document")
+    for i, passage in enumerate(value):
         if not isinstance(passage, str):
             raise ValidationError(f"passages.{i}", "must be a string")
-    return given
+    return value
 
 
 def _vectors(value: Mapping[str, Any], rules: DocumentLimits) -> Sequence[list[float]] | None:
@@ -96,14 +96,14 @@ def _vectors(value: Mapping[str, Any], rules: DocumentLimits) -> Sequence[list[f
     return many
 
 
-def _vector(given: object, name: str, dimension: int) -> list[float]:
-    if not isinstance(given, list):
+def _vector(value: object, name: str, dimension: int) -> list[float]:
+    if not isinstance(value, list):
         raise ValidationError(name, "must be a list of numbers")
-    if len(given) != dimension:
+    if len(value) != dimension:
         raise ValidationError(
-            name, f"{len(given)} numbers; the collection's dimension is {dimension}"
+            name, f"{len(value)} numbers; the collection's dimension is {dimension}"
         )
-    if not set(map(type, given)) <= _NUMBERS:  # no booleans, no null
-        wrong = next(i for i, number in enumerate(given) if type(number) not in _NUMBERS)
+    if not set(map(type, value)) <= _NUMBERS:  # no booleans, no null
+        wrong = next(i for i, number in enumerate(value) if type(number) not in _NUMBERS)
         raise ValidationError(f"{name}.{wrong}", "must be a number")
-    return given
+    return value

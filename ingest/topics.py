@@ -2,8 +2,8 @@
 
 Creates missing topics, and follows topics that grow.
 
-A topic that the log does not create, describe or grow is put off, with exponential backoff; the
-others are read meanwhile.
+If the log fails to create, describe or grow a topic, the topic is retried with exponential backoff.
+The others are read meanwhile.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -29,11 +29,14 @@ from vicinage.settings import IngestSettings
 from vicinage.telemetry import events
 
 LISTED_S: Final = 5.0
-"""Oldest listing of topics that is good enough: partitions that were added longer ago are read."""
+"""Maximum age, in seconds, of a listing of the topics."""
 BACKOFF_S: Final = (30.0, 600.0)
-"""Least and most wait before a topic is tried again that the log did not create, describe or grow."""
+"""Minimum and maximum wait, in seconds, before a failed topic is retried."""
 GROWN_S: Final = 30.0
-"""How often a topic is checked that has more partitions than its map and gets no new map: it is refused, or another topic."""
+"""Seconds between checks of a topic with more partitions than its map, which gets no new map.
+
+Its growth is refused, or it is another topic of that name.
+"""
 
 _event = events("ingest")
 
@@ -65,9 +68,9 @@ class Topics:
         self._parser = parser
         self._dispatcher = dispatcher
         self._put_off: dict[str, tuple[float, float | None]] = {}
-        """Topics that could not be read: when (monotonic) they are tried again, and the wait before that."""
+        """Failed topics: the time (monotonic) of the retry, and the wait before it."""
         self._grown: dict[str, tuple[int, float]] = {}
-        """Topics with more partitions than their map: with how many one was last checked, and when (monotonic)."""
+        """Topics that outgrew their map: the last checked size, and when (monotonic)."""
 
     def discover(self) -> None:
         """Reads the topics of new tenants; stops reading those of suspended and deleted ones."""
@@ -101,11 +104,9 @@ class Topics:
     ) -> list[TopicPartition]:
         """Returns the partitions that are not read yet.
 
-        Creates missing topics, and records the growth of others.
-
-        Stops at the first topic for which the log does not do that, so that a check waits for one
-        such topic at most. The topic is put off, and the tenants behind it have their turn in the
-        next check.
+        Creates missing topics, and records the growth of others. Stops at the first topic for which
+        the log fails, so that a check waits for one such topic at most. This topic is put off; the
+        next check continues with the following tenants.
         """
         found: list[TopicPartition] = []
         now = self._clock.monotonic()
@@ -131,7 +132,7 @@ class Topics:
         _event.error("topic.put_off", topic=topic, reason=reason, again_in_s=wait_s)
 
     def _forget(self, in_progress: Collection[str]) -> None:
-        """Forgets what was kept for the jobs of partitions that are gone."""
+        """Forgets the state of partitions that are gone."""
 
         def is_gone(tp: TopicPartition) -> bool:
             return tp not in self._partitions.positions and tp[0] not in in_progress
@@ -146,7 +147,7 @@ class Topics:
         if not maps or (n > maps[-1].partitions and self._is_new_size(topic, n)):
             maps = self.grow(tenant)
             if not maps:
-                raise NotFound(f"the partitions of {topic} are not known")
+                raise NotFound(f"the partitions of {topic} are unknown")
         elif topics.get(topic, maps[-1].partitions) < maps[-1].partitions:
             finish_growth(self._log, tenant, maps[-1])
         if known.topic_ids.get(topic, maps[-1].topic_id) != maps[-1].topic_id:
@@ -155,7 +156,10 @@ class Topics:
         return [(topic, p) for p in range(maps[-1].partitions) if (topic, p) not in known.positions]
 
     def _replace(self, topic: str, partitions: int) -> None:
-        """Stops reading the earlier topic of this name; the new one is read once the records of the earlier are written."""
+        """Stops reading the earlier topic of this name.
+
+        The new topic is read once the earlier topic's records are written.
+        """
         for tp in self._partitions.by_topic(topic):
             self._partitions.paused.discard(tp)
             self._lanes.forget(tp)
@@ -163,9 +167,9 @@ class Topics:
                 self._drop(tp)
 
     def _is_new_size(self, topic: str, partitions: int) -> bool:
-        """Returns whether this size was not checked lately.
+        """Returns whether this size was not checked recently.
 
-        A check asks the brokers, and delays all reading.
+        A check calls the brokers, and delays all reading.
         """
         now, (n, at) = self._clock.monotonic(), self._grown.get(topic, (0, -1e9))
         if n == partitions and now - at < GROWN_S:
@@ -174,7 +178,7 @@ class Topics:
         return True
 
     def grow(self, tenant: Tenant) -> tuple[PartitionMap, ...]:
-        """Records a new partition map if the tenant's topic has grown; returns its maps, oldest first."""
+        """Returns the topic's partition maps, oldest first; records a new one if it has grown."""
         try:
             return sync_partition_map(self._registry, self._log, tenant, actor="ingest")
         except (NotFound, Refused) as refused:
@@ -183,15 +187,14 @@ class Topics:
 
     def _add(self, tps: Sequence[TopicPartition]) -> None:
         starts = self._store.starts(tps, self._partitions.topic_ids)
-        self._lane_registry.adopt(
-            starts
-        )  # before the first record is read: what a lane has is not written twice
+        # Before the first record is read, so that a lane's records are not written twice.
+        self._lane_registry.adopt(starts)
         for tp, (position, halt) in starts.items():
             self._partitions.move(tp, position)
             self._partitions.read(tp, halt)
             self._put_off.pop(tp[0], None)
         if failed := next((tp for tp in tps if tp not in starts), None):
-            self._put_off_topic(failed[0], f"where partition {failed[1]} begins is not known")
+            self._put_off_topic(failed[0], f"the log start of partition {failed[1]} is unknown")
 
     def _drop(self, tp: TopicPartition) -> None:
         self._partitions.drop(tp)

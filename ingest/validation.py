@@ -183,7 +183,8 @@ def _check_value(value: object, depth: int, *, exact: bool) -> None:
             ):
                 raise ValidationError(
                     "metadata",
-                    f"the key {key[:40]!r} is empty, begins with '$', or is over {METADATA_KEY_BYTES_MAX} bytes",
+                    f"the key {key[:40]!r} is empty, begins with '$', "
+                    f"or is over {METADATA_KEY_BYTES_MAX} bytes",
                 )
             if not isinstance(inner, _PLAIN):
                 _check_value(inner, depth - 1, exact=exact)

@@ -1,4 +1,4 @@
-"""Writes a job's result: rows and dead letters to their logs, then the position behind them (law 3)."""
+"""Writes a job's results: rows and dead letters, then the position after them (law 3)."""
 
 from ingest import dead_letters
 from ingest.fencing import Fence
@@ -13,7 +13,7 @@ from vicinage.log import Log
 
 
 class Writer:
-    """Appends and commits. Safe for many threads, one a line."""
+    """Appends and commits. Safe for many threads, one per source."""
 
     def __init__(
         self, log: Log, positions: PositionStore, lanes: LaneRegistry, fence: Fence
@@ -28,9 +28,9 @@ class Writer:
 
         Returns the number of rejected documents.
         """
-        job, made = task.job, task.made()
-        rejected = rejections(job, made)
-        for slot, record in messages(job, made):
+        job, embedded = task.job, task.embedded()
+        rejected = rejections(job, embedded)
+        for slot, record in messages(job, embedded):
             crash_point("ingest.before_append")
             self._fence.check(task)
             self._log.append(VECTORS_TOPIC, slot, [record])
@@ -40,7 +40,10 @@ class Writer:
         return len(rejected)
 
     def commit(self, task: Task) -> None:
-        """Stores the position behind the task's records, of its partition or its lane; durable on return."""
+        """Stores the position after the task's records; durable on return.
+
+        The position is that of the task's lane, if it has one, else of its partition.
+        """
         crash_point("ingest.between_append_and_commit")
         job, lane = task.job, lane_of(task)
         if lane is None:
@@ -48,5 +51,5 @@ class Writer:
             self._positions.committed({job.tp: job.end})
         else:
             self._lanes.move(lane, job.end, "behind")
-            lane.whole = True
+            lane.reads_batches = True
         crash_point("ingest.after_commit")

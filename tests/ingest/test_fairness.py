@@ -14,7 +14,7 @@ from zlib import crc32
 import pytest
 from resources import HashEmbedder, eventually, make_ingest, running
 
-from ingest.scheduler import OF_MODEL_MAX
+from ingest.scheduler import PER_MODEL_MAX
 from tenants import provisioning
 from tenants.entities import Group
 from vicinage.errors import Corrupt, Unavailable
@@ -102,7 +102,7 @@ def test_a_backlog_of_one_tenant_holds_two_calls_and_delays_no_other(
 
 
 def test_many_tenants_without_their_embedder_do_not_stop_another(base) -> None:
-    away = [f"away{i}" for i in range(OF_MODEL_MAX + 2)]
+    away = [f"away{i}" for i in range(PER_MODEL_MAX + 2)]
     tenants(base, *away, "well")
     model = Controlled()
     model.absent = {name: Unavailable("gone", dependency="embedder") for name in away}

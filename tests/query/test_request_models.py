@@ -35,7 +35,7 @@ from vicinage.wire import list_field, load_json
 GATEWAY = GatewaySettings()
 LIMITS = IngestSettings()
 DIMENSION = 4
-RULES = DocumentLimits("c", DIMENSION, "dot", takes_text=True, limits=LIMITS)
+RULES = DocumentLimits("c", DIMENSION, "dot", takes_text=True, settings=LIMITS)
 OF_THE_COLLECTION = ("the collection's dimension is", *VECTOR_FAULTS[1:])
 """Rejections that depend on the collection, which a model of the body cannot know."""
 

@@ -12,7 +12,7 @@ from vicinage.vectors import squared_lengths, unit_length
 
 
 @dataclass(frozen=True, slots=True)
-class GivenVectors:
+class DocumentVectors:
     """The vectors of each document i: rows [at[i], at[i + 1]) of `unit`, possibly none.
 
     `unit`: float32 [m, d], L2-normalized under cosine; None if no document has vectors.
@@ -26,20 +26,20 @@ class GivenVectors:
 
     @classmethod
     def of(
-        cls, given: Sequence[Sequence[list[float]] | None], rules: DocumentLimits
-    ) -> "GivenVectors":
+        cls, of_documents: Sequence[Sequence[list[float]] | None], rules: DocumentLimits
+    ) -> "DocumentVectors":
         """Returns the vectors of documents in JSON, whose lengths and types are checked."""
-        every = [vector for vectors in given if vectors is not None for vector in vectors]
-        counts = [0 if vectors is None else len(vectors) for vectors in given]
-        if not every:
+        in_order = [vector for vectors in of_documents if vectors is not None for vector in vectors]
+        counts = [0 if vectors is None else len(vectors) for vectors in of_documents]
+        if not in_order:
             return cls.flat(None, counts, rules)
         with np.errstate(over="ignore"):
-            return cls.flat(np.array(every, np.float64).astype(np.float32), counts, rules)
+            return cls.flat(np.array(in_order, np.float64).astype(np.float32), counts, rules)
 
     @classmethod
     def flat(
         cls, vectors: Floats | None, counts: Sequence[int], rules: DocumentLimits
-    ) -> "GivenVectors":
+    ) -> "DocumentVectors":
         """Returns `vectors`, float32 [m, d]; document i has the next counts[i] rows."""
         at = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         if vectors is None:
