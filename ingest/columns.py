@@ -35,39 +35,39 @@ _COLUMNS: Final = frozenset(
 )
 
 
-def parse_arrow_body(data: bytes, rules: DocumentLimits) -> list[Entry]:
+def parse_arrow_body(data: bytes, limits: DocumentLimits) -> list[Entry]:
     """Returns the documents of a POSTed Arrow stream. Raises Refused."""
     name, batches = decode_documents(data)
-    if name not in (None, rules.collection):
+    if name not in (None, limits.collection):
         raise Refused("the stream names another collection than the request", field="collection")
-    return parse_arrow(batches, rules)
+    return parse_arrow(batches, limits)
 
 
-def parse_arrow(batches: Sequence[pa.RecordBatch], rules: DocumentLimits) -> list[Entry]:
+def parse_arrow(batches: Sequence[pa.RecordBatch], limits: DocumentLimits) -> list[Entry]:
     """Returns the rows of Arrow batches as documents. Raises Refused for a wrong schema."""
     try:
-        return [entry for batch in batches for entry in _parse_batch(batch, rules)]
+        return [entry for batch in batches for entry in _parse_batch(batch, limits)]
     except (pa.ArrowException, MemoryError) as error:
         raise Refused(f"the columns cannot be read: {str(error)[:200]}", field="body") from error
 
 
-def _parse_batch(batch: pa.RecordBatch, rules: DocumentLimits) -> Iterator[Entry]:
-    _check_schema(batch.schema, rules.dimension)
+def _parse_batch(batch: pa.RecordBatch, limits: DocumentLimits) -> Iterator[Entry]:
+    _check_schema(batch.schema, limits.dimension)
     ids = batch.column("id").to_pylist()
     texts = _strings(batch, "text")
-    passages = _Passages.of(batch, rules.limits)
+    passages = _Passages.of(batch, limits.settings)
     metadata = _strings(batch, "metadata")
-    vectors = DocumentVectors.flat(*_vectors(batch, rules.dimension), rules)
+    vectors = DocumentVectors.flat(*_vectors(batch, limits.dimension), limits)
     for i in range(batch.num_rows):
         try:
-            check_id(ids[i], rules.limits)
+            check_id(ids[i], limits.settings)
             own_vectors = vectors.row(i)
-            facts = _parsed_metadata(metadata[i], rules.limits)
-            yield checked_document(ids[i], texts[i], passages.row(i), own_vectors, facts, rules)
+            facts = _parsed_metadata(metadata[i], limits.settings)
+            yield checked_document(ids[i], texts[i], passages.row(i), own_vectors, facts, limits)
         except ValidationError as bad:
             known = ids[i][:128] if isinstance(ids[i], str) else None
             yield Rejected(
-                f"{bad.field}: {bad}", field=bad.field, id=known, collection=rules.collection
+                f"{bad.field}: {bad}", field=bad.field, id=known, collection=limits.collection
             )
 
 
@@ -80,14 +80,14 @@ class _Passages:
     n_max: int
 
     @classmethod
-    def of(cls, batch: pa.RecordBatch, limits: IngestSettings) -> "_Passages":
+    def of(cls, batch: pa.RecordBatch, settings: IngestSettings) -> "_Passages":
         """Returns the batch's passages. Raises Refused for more than VALUES_MAX."""
         if "passages" not in batch.schema.names:
-            return cls(None, [], limits.passages_max)
+            return cls(None, [], settings.passages_max)
         column = batch.column("passages")
         counts = pc.list_value_length(column)
         _check_count("passages", counts)
-        return cls(column, counts.to_pylist(), limits.passages_max)
+        return cls(column, counts.to_pylist(), settings.passages_max)
 
     def row(self, i: int) -> list[str | None] | None:
         """Returns the row's passages, None if it has none. Raises ValidationError for too many."""
@@ -210,7 +210,7 @@ def _vectors(batch: pa.RecordBatch, dimension: int) -> tuple[Floats | None, list
 
 
 def _parsed_metadata(
-    text: str | None, limits: IngestSettings
+    text: str | None, settings: IngestSettings
 ) -> tuple[Mapping[str, Any], str | None]:
     """Returns the metadata and its JSON text.
 
@@ -218,8 +218,8 @@ def _parsed_metadata(
     """
     if not text:
         return {}, None
-    if (size := len(text.encode())) > limits.metadata_bytes_max:
-        raise ValidationError("metadata", f"{size} bytes; at most {limits.metadata_bytes_max}")
+    if (size := len(text.encode())) > settings.metadata_bytes_max:
+        raise ValidationError("metadata", f"{size} bytes; at most {settings.metadata_bytes_max}")
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -232,5 +232,5 @@ def _parsed_metadata(
         check_values(value)
     except Inexact:
         exact = Exactly(text).value
-        return exact, checked_metadata(exact, limits, exact=True)
+        return exact, checked_metadata(exact, settings, exact=True)
     return value, text

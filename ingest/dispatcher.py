@@ -65,13 +65,13 @@ class Dispatcher:
         with self.lock:
             return self.scheduler.partitions()
 
-    def idle_s(self, is_reading: bool) -> float:
+    def idle_s(self, is_busy: bool) -> float:
         """Returns the longest wait for records, in seconds.
 
         It is short while a thread may end, else it lasts until a failed attempt is retried.
         """
         with self.lock:
-            if self.scheduler.working or is_reading:
+            if self.scheduler.working or is_busy:
                 return BUSY_S
             return (
                 min(CHECK_S, self.scheduler.sleep_s(self._clock.monotonic()))

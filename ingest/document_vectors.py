@@ -26,27 +26,27 @@ class DocumentVectors:
 
     @classmethod
     def of(
-        cls, of_documents: Sequence[Sequence[list[float]] | None], rules: DocumentLimits
+        cls, of_documents: Sequence[Sequence[list[float]] | None], limits: DocumentLimits
     ) -> "DocumentVectors":
         """Returns the vectors of documents in JSON, whose lengths and types are checked."""
         in_order = [vector for vectors in of_documents if vectors is not None for vector in vectors]
         counts = [0 if vectors is None else len(vectors) for vectors in of_documents]
         if not in_order:
-            return cls.flat(None, counts, rules)
+            return cls.flat(None, counts, limits)
         with np.errstate(over="ignore"):
-            return cls.flat(np.array(in_order, np.float64).astype(np.float32), counts, rules)
+            return cls.flat(np.array(in_order, np.float64).astype(np.float32), counts, limits)
 
     @classmethod
     def flat(
-        cls, vectors: Floats | None, counts: Sequence[int], rules: DocumentLimits
+        cls, vectors: Floats | None, counts: Sequence[int], limits: DocumentLimits
     ) -> "DocumentVectors":
         """Returns `vectors`, float32 [m, d]; document i has the next counts[i] rows."""
         at = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         if vectors is None:
-            return cls(None, np.zeros(0, np.uint8), at, rules.limits.passages_max)
+            return cls(None, np.zeros(0, np.uint8), at, limits.settings.passages_max)
         squares = squared_lengths(vectors)
-        unit = unit_length(vectors, rules.metric, squares)
-        return cls(unit, vector_faults(squares, rules.metric), at, rules.limits.passages_max)
+        unit = unit_length(vectors, limits.metric, squares)
+        return cls(unit, vector_faults(squares, limits.metric), at, limits.settings.passages_max)
 
     def row(self, i: int) -> Floats | None:
         """Returns float32 [n, d], None for a document without vectors.

@@ -30,67 +30,73 @@ ID_SHOWN: Final = 128
 
 
 def parse_json(
-    value: object, rules: DocumentLimits, *, tenant: str, exactly: Exactly | Part | None = None
+    value: object, limits: DocumentLimits, *, tenant: str, exactly: Exactly | Part | None = None
 ) -> Entry:
-    """Returns one decoded JSON value as a document of `rules.collection`.
+    """Returns one decoded JSON value as a document of `limits.collection`.
 
     `exactly` is the JSON text, for integers beyond 64 bits; without it they are rejected.
     """
-    return parse_all([(value, exactly)], rules, tenant=tenant)[0]
+    return parse_all([(value, exactly)], limits, tenant=tenant)[0]
 
 
 def parse_all(
-    values: Iterable[tuple[object, Exactly | Part | None]], rules: DocumentLimits, *, tenant: str
+    values: Iterable[tuple[object, Exactly | Part | None]], limits: DocumentLimits, *, tenant: str
 ) -> list[Entry]:
     """Returns each value of a request as `parse_json` does.
 
     Checks and normalizes the vectors of all documents at once.
     """
-    read = [_read(value, exactly, rules, tenant) for value, exactly in values]
-    vectors = DocumentVectors.of([r[0].vectors for r in read if not isinstance(r, Rejected)], rules)
+    read = [_read(value, exactly, limits, tenant) for value, exactly in values]
+    vectors = DocumentVectors.of(
+        [r[0].vectors for r in read if not isinstance(r, Rejected)], limits
+    )
     rows = iter(range(len(read)))
     return [
-        r if isinstance(r, Rejected) else _checked_document(*r, vectors, next(rows), rules)
+        r if isinstance(r, Rejected) else _checked_document(*r, vectors, next(rows), limits)
         for r in read
     ]
 
 
 def _read(
-    value: object, exactly: Exactly | Part | None, rules: DocumentLimits, tenant: str
+    value: object, exactly: Exactly | Part | None, limits: DocumentLimits, tenant: str
 ) -> "_Read | Rejected":
     """Returns the fields and the metadata as JSON, or why the document is rejected."""
     try:
         try:
-            return _checked(value, rules, tenant)
+            return _checked(value, limits, tenant)
         except Inexact:
             if exactly is None:
                 raise
-            return _checked(exactly.value, rules, tenant, exact=True)
+            return _checked(exactly.value, limits, tenant, exact=True)
     except Refused as refused:
         return Rejected(
-            refused.detail, field=refused.field, id=_id_of(value), collection=rules.collection
+            refused.detail, field=refused.field, id=_id_of(value), collection=limits.collection
         )
     except ValidationError as bad:
-        return _rejected(bad, _id_of(value), rules)
+        return _rejected(bad, _id_of(value), limits)
 
 
-def _checked(value: object, rules: DocumentLimits, tenant: str, *, exact: bool = False) -> "_Read":
-    body = typed_fields(value, rules)
+def _checked(value: object, limits: DocumentLimits, tenant: str, *, exact: bool = False) -> "_Read":
+    body = typed_fields(value, limits)
     if body.tenant not in (None, tenant):
         raise ValidationError("tenant", "the document names another tenant than its key or topic")
-    if body.collection not in (None, rules.collection):
+    if body.collection not in (None, limits.collection):
         raise ValidationError(
             "collection", "the document names another collection than the request"
         )
-    check_id(body.id, rules.limits)
-    return body, checked_metadata(body.metadata, rules.limits, exact=exact)
+    check_id(body.id, limits.settings)
+    return body, checked_metadata(body.metadata, limits.settings, exact=exact)
 
 
 _Read = tuple[Body, str | None]
 
 
 def _checked_document(
-    body: Body, metadata_json: str | None, vectors: DocumentVectors, row: int, rules: DocumentLimits
+    body: Body,
+    metadata_json: str | None,
+    vectors: DocumentVectors,
+    row: int,
+    limits: DocumentLimits,
 ) -> Entry:
     try:
         own_vectors = vectors.row(row)
@@ -100,25 +106,25 @@ def _checked_document(
             body.passages,
             own_vectors,
             (body.metadata or {}, metadata_json),
-            rules,
+            limits,
         )
     except ValidationError as bad:
-        return _rejected(bad, body.id[:ID_SHOWN], rules)
+        return _rejected(bad, body.id[:ID_SHOWN], limits)
 
 
-def _rejected(bad: ValidationError, document_id: str | None, rules: DocumentLimits) -> Rejected:
+def _rejected(bad: ValidationError, document_id: str | None, limits: DocumentLimits) -> Rejected:
     return Rejected(
-        f"{bad.field}: {bad}", field=bad.field, id=document_id, collection=rules.collection
+        f"{bad.field}: {bad}", field=bad.field, id=document_id, collection=limits.collection
     )
 
 
-def parse_ndjson(data: bytes, rules: DocumentLimits, *, tenant: str) -> list[Entry]:
+def parse_ndjson(data: bytes, limits: DocumentLimits, *, tenant: str) -> list[Entry]:
     """Returns one document per line; a line that is not JSON is rejected alone."""
     lines = [
         _load_line(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()
     ]
     parsed = iter(
-        parse_all([line for line in lines if not isinstance(line, Rejected)], rules, tenant=tenant)
+        parse_all([line for line in lines if not isinstance(line, Rejected)], limits, tenant=tenant)
     )
     return [line if isinstance(line, Rejected) else next(parsed) for line in lines]
 
@@ -136,24 +142,24 @@ def checked_document(
     passages: Sequence[str | None] | None,
     vectors: Floats | None,
     metadata: tuple[Mapping[str, Any], str | None],
-    rules: DocumentLimits,
+    limits: DocumentLimits,
 ) -> Document:
     """Returns a document after checking its parts against each other and the limits.
 
     `metadata` is the value and its JSON, already checked. Raises ValidationError.
     """
-    limits = rules.limits
+    settings = limits.settings
     if text is not None and passages is not None:
         raise ValidationError("text", "send text or passages, not both")
     if text is None and passages is None and vectors is None:
         raise ValidationError("text", "send text, passages or a vector")
     if text is not None:
-        check_text("text", text, limits.text_bytes_max)
+        check_text("text", text, settings.text_bytes_max)
     if passages is not None:
-        check_passages(passages, limits)
-    if vectors is None and not rules.takes_text:
+        check_passages(passages, settings)
+    if vectors is None and not limits.takes_text:
         raise ValidationError("text", "this collection has no embedding model: send vectors")
-    if rules.moving and text is None and passages is None:
+    if limits.moving and text is None and passages is None:
         raise ValidationError(
             "text",
             "the collection is being moved to another model: "
@@ -165,13 +171,13 @@ def checked_document(
         )
         if len(vectors) != expected or len(vectors) == 0:
             raise ValidationError("vectors", f"{len(vectors)} vectors for {expected} passages")
-        if len(vectors) > limits.passages_max:
+        if len(vectors) > settings.passages_max:
             raise ValidationError(
-                "vectors", f"{len(vectors)} vectors; at most {limits.passages_max} in a document"
+                "vectors", f"{len(vectors)} vectors; at most {settings.passages_max} in a document"
             )
     kept = tuple(p for p in passages if p is not None) if passages is not None else None
-    document = Document(rules.collection, document_id, text, kept, vectors, *metadata)
-    check_size(document, rules)
+    document = Document(limits.collection, document_id, text, kept, vectors, *metadata)
+    check_size(document, limits)
     return document
 
 

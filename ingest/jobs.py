@@ -219,13 +219,13 @@ def parse(
     record: LogRecord,
     tenant: Tenant,
     collections: Collections,
-    limits: IngestSettings,
+    settings: IngestSettings,
     homes: Homes | None = None,
 ) -> list[Write | Rejected | Skipped]:
     """Returns every document of one record as a write, a rejection or a skipped deletion."""
     homes = homes or Homes(collections, None)
     try:
-        entries = list(_entries(record, tenant, collections, limits))
+        entries = list(_entries(record, tenant, collections, settings))
     except _OtherCollection as other:
         return [Skipped() if record.record.value is None else other.rejected]
     except Refused as refused:
@@ -254,7 +254,7 @@ def parse(
 
 
 def _entries(
-    log_record: LogRecord, tenant: Tenant, collections: Collections, limits: IngestSettings
+    log_record: LogRecord, tenant: Tenant, collections: Collections, settings: IngestSettings
 ) -> Iterable[tuple[Collection, Entry | Deletion]]:
     record = log_record.record
     if record.unreadable is not None:
@@ -264,7 +264,7 @@ def _entries(
         collection = _collection(collections, tenant, name, log_record)
         if not document_id:
             raise Refused("a deletion's key is <collection>/<id>", field="key")
-        if (fault := fault_of(document_id, limits.id_bytes_max)) is not None:
+        if (fault := fault_of(document_id, settings.id_bytes_max)) is not None:
             raise Refused(f"a deletion's key is <collection>/<id>, and its id {fault}", field="key")
         return [(collection, Deletion(name, document_id))]
     if dict(record.headers).get("content-type") == ARROW.encode():
@@ -272,7 +272,7 @@ def _entries(
         name = name_in_stream or _key_collection(record)
         collection = _collection(collections, tenant, name, log_record)
         return [
-            (collection, e) for e in parse_arrow(batches, DocumentLimits.of(collection, limits))
+            (collection, e) for e in parse_arrow(batches, DocumentLimits.of(collection, settings))
         ]
     body = load_json(record.value, field="value")
     if not isinstance(body, dict):
@@ -283,7 +283,7 @@ def _entries(
             collection,
             parse_json(
                 body,
-                DocumentLimits.of(collection, limits),
+                DocumentLimits.of(collection, settings),
                 tenant=tenant.name,
                 exactly=Exactly(record.value),
             ),

@@ -33,7 +33,7 @@ class Body:
 
     content_type: str
     data: bytes
-    rules: DocumentLimits
+    limits: DocumentLimits
     tenant: str
     partitions: int
 
@@ -49,7 +49,9 @@ class Prepared:
 
 def prepare(body: Body) -> Prepared:
     """Returns the body's records. Raises Refused if the body as a whole cannot be parsed."""
-    return prepared(entries_of(body), body.rules.collection, body.rules.dimension, body.partitions)
+    return prepared(
+        entries_of(body), body.limits.collection, body.limits.dimension, body.partitions
+    )
 
 
 def prepared(
@@ -78,13 +80,13 @@ def entries_of(body: Body) -> list[Entry]:
     """Returns every entry of the body: a document or its rejection. Raises Refused."""
     kind, data = body.content_type, body.data
     if kind == ARROW:
-        return parse_arrow_body(data, body.rules)  # bounded by wire.ROWS_MAX
+        return parse_arrow_body(data, body.limits)  # bounded by wire.ROWS_MAX
     if kind in NDJSON:
         if data.count(b"\n") > 2 * DOCUMENTS_MAX:  # bounds empty lines, which are not documents
             raise _too_many(f"more than {2 * DOCUMENTS_MAX} lines")
         if (n := sum(1 for line in data.split(b"\n") if line.strip())) > DOCUMENTS_MAX:
             raise _too_many(f"{n} documents")
-        return parse_ndjson(data, body.rules, tenant=body.tenant)
+        return parse_ndjson(data, body.limits, tenant=body.tenant)
     if kind not in ("", "application/json"):
         raise Refused(
             f"content-type {kind!r} is not supported; "
@@ -95,7 +97,7 @@ def entries_of(body: Body) -> list[Entry]:
     values = (
         (d, body_text.part("documents", i)) for i, d in enumerate(_documents_of(load_json(data)))
     )
-    return parse_all(values, body.rules, tenant=body.tenant)
+    return parse_all(values, body.limits, tenant=body.tenant)
 
 
 def _documents_of(value: Any) -> list[Any]:

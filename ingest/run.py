@@ -1,9 +1,9 @@
 """★ The ingest role: documents log → vectors log.
 
-A record's path is read → parse → validate → chunk → embed → append → commit. It is in this file,
-from `Ingest.step` to `Ingest._write_ready`: tasks wait in queues between these methods, and workers
-run the last two. Commits follow appends (law 3): after a crash, the work is done again, and
-versions make that harmless.
+A record's path is read → parse → validate → chunk → embed → append → commit. This file has it,
+in the order of the methods `step`, `_read`, `_parse`, `_route`, `_process` and `_write_ready`.
+Tasks wait in queues between these methods, and workers run the last two. Commits follow appends
+(law 3): after a crash, the work is done again, and versions make that harmless.
 
 Beside it: `scheduler` decides whose work is next (law 7) and `dispatcher` runs it; `job_parser`
 parses; `topics` decides which partitions are read, `partitions` reads them, and `idle_partitions`
@@ -144,12 +144,17 @@ class Ingest:
         self._proceed()
         self._check_partitions()
         self._heartbeat.beat()
-        is_reading = bool(self._parser.partitions()) or self._lanes.reading()
-        records = self._partitions.poll(wait_s, self._dispatcher.idle_s(is_reading))
-        self._registry.refresh()  # after the poll: see docs/concepts/architecture.md, "Ingest"
+        records = self._read(wait_s)
         for tp, of_partition in records.items():
             self._parse(tp, of_partition)
         return sum(map(len, records.values()))
+
+    def _read(self, wait_s: float) -> dict[TopicPartition, list[LogRecord]]:
+        """Returns new records by partition; waits at most `wait_s`."""
+        is_busy = bool(self._parser.partitions()) or self._lanes.reading()
+        records = self._partitions.poll(wait_s, self._dispatcher.idle_s(is_busy))
+        self._registry.refresh()  # after the poll: see docs/concepts/architecture.md, "Ingest"
+        return records
 
     def _parse(self, tp: TopicPartition, records: Sequence[LogRecord]) -> None:
         """Parses and validates records into jobs.
@@ -194,11 +199,10 @@ class Ingest:
 
         Runs on a worker.
         """
+        job, embedded = part.task.job, part.embedded
         with self._dispatcher.embedding(part):
-            self._vectors.chunk(part.task.job, part.model, part.embedded)
-            self._vectors.embed(
-                part.task.job, part.embedded, lambda: part.over or self._stopping.is_set()
-            )
+            self._vectors.chunk(job, part.model, embedded)
+            self._vectors.embed(job, embedded, lambda: part.over or self._stopping.is_set())
         self._write_ready(part.task.source)
 
     def _write_ready(self, source: Hashable) -> None:

@@ -27,7 +27,7 @@ class Body:
     metadata: dict[str, Any] | None
 
 
-def typed_fields(value: object, rules: DocumentLimits) -> Body:
+def typed_fields(value: object, limits: DocumentLimits) -> Body:
     """Returns the document's fields.
 
     Raises ValidationError with the first field that is unknown or has a wrong type or length.
@@ -44,8 +44,8 @@ def typed_fields(value: object, rules: DocumentLimits) -> Body:
         _string(value, "tenant"),
         _string(value, "collection"),
         _string(value, "text"),
-        _passages(value.get("passages"), rules.limits.passages_max),
-        _vectors(value, rules),
+        _passages(value.get("passages"), limits.settings.passages_max),
+        _vectors(value, limits),
         _object(value, "metadata"),
     )
 
@@ -77,22 +77,22 @@ def _passages(value: object, n_max: int) -> list[str] | None:
     return value
 
 
-def _vectors(value: Mapping[str, Any], rules: DocumentLimits) -> Sequence[list[float]] | None:
+def _vectors(value: Mapping[str, Any], limits: DocumentLimits) -> Sequence[list[float]] | None:
     one, many = value.get("vector"), value.get("vectors")
     if one is not None and many is not None:
         raise ValidationError("vector", "send vector or vectors, not both")
     if one is not None:
-        return (_vector(one, "vector", rules.dimension),)
+        return (_vector(one, "vector", limits.dimension),)
     if many is None:
         return None
     if not isinstance(many, list):
         raise ValidationError("vectors", "must be a list of lists of numbers")
-    if not 1 <= len(many) <= rules.limits.passages_max:
+    if not 1 <= len(many) <= limits.settings.passages_max:
         raise ValidationError(
-            "vectors", f"{len(many)} vectors; 1 to {rules.limits.passages_max} in a document"
+            "vectors", f"{len(many)} vectors; 1 to {limits.settings.passages_max} in a document"
         )
     for i, vector in enumerate(many):
-        _vector(vector, f"vectors.{i}", rules.dimension)
+        _vector(vector, f"vectors.{i}", limits.dimension)
     return many
 
 

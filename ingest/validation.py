@@ -53,11 +53,11 @@ class DocumentLimits:
     dimension: int
     metric: str
     takes_text: bool
-    limits: IngestSettings
+    settings: IngestSettings
     moving: bool = False
 
     @classmethod
-    def of(cls, collection: Collection, limits: IngestSettings) -> "DocumentLimits":
+    def of(cls, collection: Collection, settings: IngestSettings) -> "DocumentLimits":
         """Returns the limits of a collection's live generation."""
         live = collection.generation()
         return cls(
@@ -65,14 +65,14 @@ class DocumentLimits:
             live.dimension,
             live.metric,
             live.model is not None,
-            limits,
+            settings,
             collection.moving(),
         )
 
 
-def check_id(document_id: object, limits: IngestSettings) -> None:
+def check_id(document_id: object, settings: IngestSettings) -> None:
     """Raises ValidationError unless a document may have this id (`ingest/ids.py`)."""
-    if (fault := fault_of_new(document_id, limits.id_bytes_max)) is not None:
+    if (fault := fault_of_new(document_id, settings.id_bytes_max)) is not None:
         raise ValidationError("id", fault)
 
 
@@ -85,19 +85,19 @@ def check_text(name: str, text: str, bytes_max: int) -> None:
         raise ValidationError(name, f"{size} bytes; at most {bytes_max}")
 
 
-def check_passages(passages: Sequence[str | None], limits: IngestSettings) -> None:
+def check_passages(passages: Sequence[str | None], settings: IngestSettings) -> None:
     """Raises ValidationError for no passages, too many, or more than `text_bytes_max` together."""
-    if not 1 <= len(passages) <= limits.passages_max:
+    if not 1 <= len(passages) <= settings.passages_max:
         raise ValidationError(
-            "passages", f"{len(passages)} passages; 1 to {limits.passages_max} in a document"
+            "passages", f"{len(passages)} passages; 1 to {settings.passages_max} in a document"
         )
-    left = limits.text_bytes_max
+    left = settings.text_bytes_max
     for i, passage in enumerate(passages):
         check_text(f"passages.{i}", passage or "", left)
         left -= len((passage or "").encode())
 
 
-def check_size(document: Document, rules: DocumentLimits) -> None:
+def check_size(document: Document, limits: DocumentLimits) -> None:
     """Raises ValidationError if no message can hold the document's rows.
 
     The number of rows of a text is not known before it is chunked; it counts as one.
@@ -106,7 +106,11 @@ def check_size(document: Document, rules: DocumentLimits) -> None:
     n = len(document.vectors) if document.vectors is not None else len(texts)
     text_bytes = sum(len(t.encode()) for t in texts)
     size = rows_bytes(
-        document.id, n, rules.dimension, text_bytes=text_bytes, metadata_json=document.metadata_json
+        document.id,
+        n,
+        limits.dimension,
+        text_bytes=text_bytes,
+        metadata_json=document.metadata_json,
     )
     if size > MESSAGE_BYTES_MAX:
         name = (
@@ -143,7 +147,7 @@ class Inexact(ValidationError):
 
 
 def checked_metadata(
-    metadata: dict[str, Any] | None, limits: IngestSettings, *, exact: bool = False
+    metadata: dict[str, Any] | None, settings: IngestSettings, *, exact: bool = False
 ) -> str | None:
     """Returns the metadata as JSON, None if there is none.
 
@@ -157,8 +161,10 @@ def checked_metadata(
     except (orjson.JSONEncodeError, TypeError, RecursionError) as error:
         hint = " (send it as a string)" if "64-bit" in str(error) else ""
         raise ValidationError("metadata", f"cannot be kept: {error}{hint}") from None
-    if len(text) > limits.metadata_bytes_max:
-        raise ValidationError("metadata", f"{len(text)} bytes; at most {limits.metadata_bytes_max}")
+    if len(text) > settings.metadata_bytes_max:
+        raise ValidationError(
+            "metadata", f"{len(text)} bytes; at most {settings.metadata_bytes_max}"
+        )
     check_values(metadata, exact=exact)
     return text.decode()
 

@@ -13,8 +13,8 @@ from vicinage.records import Document, Rejected
 from vicinage.settings import IngestSettings
 
 LIMITS = IngestSettings()
-TEXT = DocumentLimits("docs", 3, "cosine", takes_text=True, limits=LIMITS)
-VECTORS = DocumentLimits("docs", 3, "cosine", takes_text=False, limits=LIMITS)
+TEXT = DocumentLimits("docs", 3, "cosine", takes_text=True, settings=LIMITS)
+VECTORS = DocumentLimits("docs", 3, "cosine", takes_text=False, settings=LIMITS)
 
 
 def stream(batch: pa.RecordBatch, metadata: dict | None = None) -> bytes:

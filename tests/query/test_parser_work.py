@@ -29,7 +29,7 @@ from vicinage.json_shape import CONTAINERS_MAX, VALUES_MAX, check_shape
 from vicinage.settings import GatewaySettings, IngestSettings
 from vicinage.wire import ARROW, load_json
 
-RULES = DocumentLimits("docs", 4, "cosine", takes_text=True, limits=IngestSettings())
+RULES = DocumentLimits("docs", 4, "cosine", takes_text=True, settings=IngestSettings())
 MiB = 1 << 20
 
 

@@ -16,7 +16,7 @@ from vicinage.errors import Overloaded, Refused, TooLarge, Unavailable
 from vicinage.settings import IngestSettings
 from vicinage.tenant_context import TenantContext
 
-RULES = DocumentLimits("docs", 4, "cosine", takes_text=True, limits=IngestSettings())
+RULES = DocumentLimits("docs", 4, "cosine", takes_text=True, settings=IngestSettings())
 
 
 def body(documents: list[dict[str, object]] | bytes, tenant: str = "acme") -> Body:
