@@ -145,12 +145,12 @@ class Dispatcher:
             yield
         except Unavailable as error:
             with self.lock:
-                again_s = self.scheduler.put_off(task, self._clock.monotonic())
+                retry_s = self.scheduler.put_off(task, self._clock.monotonic())
             _event.warning(
                 "write.put_off",
                 source=str(task.source),
                 reason=error.operator_detail,
-                again_in_s=again_s,
+                retry_in_s=retry_s,
             )
         else:
             with self.lock:

@@ -129,7 +129,7 @@ class Topics:
         _, waited = self._put_off.get(topic, (0.0, None))
         wait_s = longer(waited, BACKOFF_S)
         self._put_off[topic] = self._clock.monotonic() + wait_s, wait_s
-        _event.error("topic.put_off", topic=topic, reason=reason, again_in_s=wait_s)
+        _event.error("topic.put_off", topic=topic, reason=reason, retry_in_s=wait_s)
 
     def _forget(self, in_progress: Collection[str]) -> None:
         """Forgets the state of partitions that are gone."""
