@@ -91,7 +91,7 @@ def test_vectors_of_a_model_without_normalization_are_normalized_beside_given_ve
     write = Write(moving, "a", 1, 0, given, LogRecord(DOCS, 0, 0, Record(b"")))
     made = {
         model: Embedded(
-            pieces={(id(write), model): [Passage("x", 0, 1)]}, vectors={(id(write), model): of}
+            passages={(id(write), model): [Passage("x", 0, 1)]}, vectors={(id(write), model): of}
         )
         for model, of in ((None, given.vectors), ("raw", np.array([[0, 3, 4]], np.float32)))
     }
