@@ -1,6 +1,6 @@
 """Appends POSTed batches to the tenant's documents log, as a data team's own producer does.
 
-Law 2: the token is returned once the records are durable in the log.
+Guarantee 2: the token is returned once the records are durable in the log.
 """
 
 import time

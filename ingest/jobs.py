@@ -1,7 +1,7 @@
 """Turns records of the documents log into jobs of writes, deletions and rejections. Pure.
 
-A version is the record's position under its partition map (law 3). The tenant is the topic's; a
-tenant named in the record does not change it (law 1).
+A version is the record's position under its partition map (guarantee 3). The tenant is the topic's;
+a tenant named in the record does not change it (guarantee 1).
 """
 
 from collections.abc import Iterable, Iterator, Sequence

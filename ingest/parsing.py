@@ -1,4 +1,4 @@
-"""Schedules parsing by turns among tenants, charged like all other work (law 7).
+"""Schedules parsing by turns among tenants, charged like all other work (guarantee 7).
 
 The thread that reads records also parses them if they are few, which takes about a millisecond.
 Larger batches, and the batches of a tenant whose last one took long, are queued here. Tenants take

@@ -2,7 +2,7 @@
 
 The catalog's copy takes precedence and is committed again. Kafka expires a group's positions, and
 any client that may alter the group can move them. The copy is at most seconds old, and records that
-are read again have no effect (law 3).
+are read again have no effect (guarantee 3).
 """
 
 from collections.abc import Iterable, Mapping, Sequence

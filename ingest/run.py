@@ -3,12 +3,13 @@
 A record's path is read → parse → validate → chunk → embed → append → commit. This file has it,
 in the order of the methods `step`, `_read`, `_parse`, `_route`, `_process` and `_write_ready`.
 Tasks wait in queues between these methods, and workers run the last two. Commits follow appends
-(law 3): after a crash, the work is done again, and versions make that harmless.
+(guarantee 3): after a crash, the work is done again, and versions make that harmless.
 
-Beside it: `scheduler` decides whose work is next (law 7) and `dispatcher` runs it; `job_parser`
-parses; `topics` decides which partitions are read, `partitions` reads them, and `idle_partitions`
-and `position_store` keep their positions. `lanes` decides which generations are written separately
-from their partition, because their model is unavailable or slow, and `lane_scheduler` does it.
+Beside it: `scheduler` decides whose work is next (guarantee 7) and `dispatcher` runs it;
+`job_parser` parses; `topics` decides which partitions are read, `partitions` reads them, and
+`idle_partitions` and `position_store` keep their positions. `lanes` decides which generations are
+written separately from their partition, because their model is unavailable or slow, and
+`lane_scheduler` does it.
 """
 
 import threading
@@ -162,7 +163,7 @@ class Ingest:
         `_route` gets each job when the partition's queue has room.
         """
         try:
-            # Law 1: the topic determines the tenant of a record.
+            # Guarantee 1: the topic determines the tenant of a record.
             tenant = self._registry.tenant(tp[0].removeprefix(PREFIX))
         except NotFound:
             return  # deleted since it was read; `Topics.discover` stops reading it
@@ -206,7 +207,7 @@ class Ingest:
         self._write_ready(part.task.source)
 
     def _write_ready(self, source: Hashable) -> None:
-        """Appends and commits the source's tasks that are ready, in order (law 3)."""
+        """Appends and commits the source's tasks that are ready, in order (guarantee 3)."""
         for task in self._dispatcher.in_turn(source):
             with self._dispatcher.writing(task):
                 if (lane := lane_of(task)) is None or not lane.over:

@@ -1,13 +1,13 @@
 """Schedules ingest: selects the part to embed next and the job to write next. Pure.
 
 A `source` is a partition or one generation's lane. Its jobs form a queue and are written in order
-(law 3). A job has one part per model. Each part is scheduled separately, so that no
+(guarantee 3). A job has one part per model. Each part is scheduled separately, so that no
 model's part waits for another model.
 
-Law 7: tenants take turns by weight, with `PER_SHARE_MAX` parts per tenant and model in progress.
-Each model is a bulkhead of `PER_MODEL_MAX` workers, so that a slow server takes no worker from
-another model. A tenant whose model is unavailable backs off between attempts and attempts one part
-at a time. At most `PROBES_MAX` workers of a model run such attempts, over all tenants.
+Guarantee 7: tenants take turns by weight, with `PER_SHARE_MAX` parts per tenant and model in
+progress. Each model is a bulkhead of `PER_MODEL_MAX` workers, so that a slow server takes no worker
+from another model. A tenant whose model is unavailable backs off between attempts and attempts one
+part at a time. At most `PROBES_MAX` workers of a model run such attempts, over all tenants.
 
 No threads, no clock, no I/O. Not thread-safe: the owner holds a lock.
 """

@@ -1,4 +1,4 @@
-"""Writes a job's results: rows and dead letters, then the position after them (law 3)."""
+"""Writes a job's results: rows and dead letters, then the position after them (guarantee 3)."""
 
 from ingest import dead_letters
 from ingest.fencing import Fence

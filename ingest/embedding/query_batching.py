@@ -1,7 +1,7 @@
 """Batches query texts for the embedder: texts that arrive during a call form the next one.
 
-Costs nothing when idle; when busy, the pending texts share the cost of an HTTP call. Law 7: each
-call takes texts from the tenants by weight, so that no tenant's load delays another's text.
+Costs nothing when idle; when busy, the pending texts share the cost of an HTTP call. Guarantee 7:
+each call takes texts from the tenants by weight, so that no tenant's load delays another's text.
 """
 
 import asyncio

@@ -119,3 +119,9 @@ def test_every_defined_metric_is_created_once_by_its_owner() -> None:
     for kind, names in (("counter", COUNTERS), ("gauge", GAUGES), ("histogram", HISTOGRAMS)):
         created = [name for s in sources for name in re.findall(rf"\b{kind}\(\s*\"(\w+)\"", s)]
         assert sorted(created) == sorted(names)
+
+
+def test_events_are_a_noun_and_what_happened_to_it() -> None:
+    rows = re.findall(r"^\| `([^`]+)` \|", pages()["events.md"], re.MULTILINE)
+    assert len(rows) > 50
+    assert [name for name in rows if not re.fullmatch(r"[a-z_]+\.[a-z_]+", name)] == []

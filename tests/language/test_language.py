@@ -1,8 +1,4 @@
-"""Names and prose are plain, standard English of the field, as far as patterns can check it.
-
-`unreviewed.txt` lists the files that still match a pattern. A file that is not in it has no match,
-and a file in it without a match must be taken out. New files begin reviewed.
-"""
+"""Names and prose are plain, standard English of the field, as far as patterns can check it."""
 
 import re
 import subprocess
@@ -11,7 +7,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-UNREVIEWED = Path(__file__).with_name("unreviewed.txt")
 PEOPLE = r"who|whom|whoever|nobody|somebody|everybody|anybody|he|his|him|himself|she"
 BRITISH = (
     r"\w*(?:normalis|initialis|serialis|optimis|recognis|organis|quantis)\w*"
@@ -78,15 +73,6 @@ def matches(name: str) -> list[str]:
     ]
 
 
-def unreviewed() -> list[str]:
-    return UNREVIEWED.read_text(encoding="utf-8").splitlines()
-
-
-@pytest.mark.parametrize("name", sorted(set(files()) - set(unreviewed())))
-def test_a_reviewed_file_is_in_the_fields_language(name: str) -> None:
+@pytest.mark.parametrize("name", files())
+def test_a_file_is_in_the_fields_language(name: str) -> None:
     assert matches(name) == []
-
-
-def test_files_without_a_match_are_reviewed() -> None:
-    done = [name for name in unreviewed() if not (ROOT / name).exists() or not matches(name)]
-    assert done == [], "take these out of tests/language/unreviewed.txt"
