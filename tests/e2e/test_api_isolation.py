@@ -133,7 +133,10 @@ OPERATE: dict[tuple[str, str], dict[str, Any]] = {
     ("GET", "/v1/admin/freshness"): {},
     ("GET", "/v1/admin/recall"): {},
 }
-OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics")}
+OPEN = {
+    ("GET", path) for path in ("/healthz", "/readyz", "/metrics", "/docs", "/docs/{name}", "/redoc")
+}
+"""Without a key: the state of the process, and the pages of the OpenAPI document."""
 EVERY = {**READ, **WRITE, **OPERATE}
 
 
