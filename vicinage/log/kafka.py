@@ -21,12 +21,14 @@ from vicinage.log.kafka_lookup import Lookup
 from vicinage.log.kafka_positions import GroupPositions
 from vicinage.log.kafka_reader import CALL_MS, DEADLINE_S, KafkaReader
 from vicinage.log.kafka_security import macs
-from vicinage.log.kafka_topics import Topics
+from vicinage.log.kafka_topics import Topic, Topics
 from vicinage.log.mac import Macs
 from vicinage.settings import KafkaSettings
 
 VISIBLE_EVERY_S: Final = 0.05
-"""Interval of checking whether a new topic or partition is visible."""
+"""Interval of checking whether a new topic or partition is visible, or a deleted one is gone."""
+GONE_S: Final = 5.0
+"""Longest wait for the broker to apply the deletion of a topic."""
 
 logging.getLogger("kafka").setLevel(logging.CRITICAL)
 
@@ -111,10 +113,21 @@ class KafkaLog:
         with (
             self._brokers.errors("deleting a topic"),
             suppress(UnknownTopicOrPartitionError),
-            self._changes.using() as admin,
         ):
-            admin.delete_topics([topic], timeout_ms=CALL_MS)
+            was = self._topics.describe(topic)
+            with self._changes.using() as admin:
+                admin.delete_topics([topic], timeout_ms=CALL_MS)
+            self._wait_until_gone(topic, was)
         self._topics.forget()
+
+    def _wait_until_gone(self, topic: str, was: Topic | None) -> None:
+        """Waits until the broker no longer lists the deleted topic, at most GONE_S.
+
+        The controller answers before the brokers have applied the deletion.
+        """
+        end = time.monotonic() + GONE_S
+        while was is not None and self._topics.describe(topic) == was and time.monotonic() < end:
+            time.sleep(VISIBLE_EVERY_S)
 
     def begin(self, topic: str, partition: int) -> int:
         """See Log."""
