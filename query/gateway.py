@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Sequence
-from functools import partial
+from functools import cache, partial
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 
+import orjson
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
@@ -26,7 +27,6 @@ from query.boundary import problem_response
 from query.problems import plain, problem
 from query.quality.lag_sweep import LagSweep
 from query.state import GatewayState
-from vicinage import __version__
 from vicinage.clock import Deadline
 from vicinage.errors import Refused, Unavailable, VicinageError
 from vicinage.metrics import gauge
@@ -49,12 +49,6 @@ class Api(FastAPI):
     They cost about as much CPU as all of its handling. The route itself stays FastAPI's: listed,
     documented, and the same function.
     """
-
-    def openapi(self) -> dict[str, Any]:
-        """Returns the OpenAPI document, which is built once."""
-        if self.openapi_schema is None:
-            self.openapi_schema = document(ROUTERS, bounds_of(self.state.gateway))
-        return self.openapi_schema
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request. A search takes the shortcut; HEAD is GET without the body."""
@@ -108,15 +102,13 @@ def create_app(state: GatewayState) -> FastAPI:
                 await state.close_embedders()
 
     app = Api(
-        title="Vicinage",
-        version=__version__,
         lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
+        openapi_url=None,  # `pages.py` serves the document, encoded once, off the event loop
         # a redirect turns the deletion of a document into that of its collection
         redirect_slashes=False,
     )
     app.state.gateway = state
+    app.state.openapi_json = cache(lambda: orjson.dumps(document(ROUTERS, bounds_of(state))))
     for router in (*ROUTERS, pages.router):
         app.include_router(router)
     app.add_exception_handler(VicinageError, _failed)

@@ -21,7 +21,7 @@ from query.api.operations import (
     TAGS,
     WWW_AUTHENTICATE,
     Json,
-    problem_response,
+    documented_problem,
 )
 from query.problems import problem_body
 from query.state import GatewayState
@@ -204,7 +204,7 @@ def _without_null_defaults(schema: Json) -> Json:
 
 def _problems() -> Json:
     found = {
-        "Problem": problem_response(
+        "Problem": documented_problem(
             "A problem of HTTP itself, or of a connection.", problem_body(ERRORS[400])
         )
     }
@@ -213,7 +213,7 @@ def _problems() -> Json:
         if isinstance(error, Overloaded | Unavailable):
             headers = RETRY_AFTER
         text = inspect.cleandoc(type(error).__doc__ or "").splitlines()[0]
-        found[NAMES[status]] = problem_response(text, problem_body(error), headers)
+        found[NAMES[status]] = documented_problem(text, problem_body(error), headers)
     return found
 
 

@@ -164,7 +164,7 @@ WWW_AUTHENTICATE: Final[Json] = {
 }
 
 
-def problem_response(description: str, example: Json, headers: Json | None = None) -> Json:
+def documented_problem(description: str, example: Json, headers: Json | None = None) -> Json:
     """Returns the response of an error."""
     content = {MEDIA_TYPE: {"schema": {"$ref": f"{SCHEMAS}Problem"}, "example": example}}
     found: Json = {"description": description, "content": content}

@@ -1,4 +1,4 @@
-"""/docs and /redoc: pages that show the OpenAPI document and load nothing from other hosts.
+"""The OpenAPI document, and pages that show it and load nothing from other hosts.
 
 `tests/e2e/openapi/vendor.py` writes the compressed scripts and styles, with their licenses.
 """
@@ -48,6 +48,12 @@ PAGE: Final = """<!doctype html>
 {scripts}</body>
 </html>
 """
+
+
+@router.get("/openapi.json", include_in_schema=False)
+def openapi_json(request: Request) -> Response:
+    """Returns the OpenAPI document, which the first call builds in some tenths of a second."""
+    return Response(request.app.state.openapi_json(), media_type="application/json")
 
 
 @router.get("/docs", include_in_schema=False)

@@ -134,7 +134,16 @@ OPERATE: dict[tuple[str, str], dict[str, Any]] = {
     ("GET", "/v1/admin/recall"): {},
 }
 OPEN = {
-    ("GET", path) for path in ("/healthz", "/readyz", "/metrics", "/docs", "/docs/{name}", "/redoc")
+    ("GET", path)
+    for path in (
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/openapi.json",
+        "/docs",
+        "/docs/{name}",
+        "/redoc",
+    )
 }
 """Without a key: the state of the process, and the pages of the OpenAPI document."""
 EVERY = {**READ, **WRITE, **OPERATE}
