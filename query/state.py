@@ -1,7 +1,7 @@
 """The gateway's state: every dependency of its routes, built once by `open_state`."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 from query.admission import Admission
@@ -9,19 +9,19 @@ from query.answer import QueryEmbedder, SearchPipeline
 from query.key_gate import Failures, KeyGate
 from query.parsers import Parsers, Writers
 from query.quality.freshness import Freshness
-from query.quality.recall import History, RecallMonitor
+from query.quality.recall import KeepRecentQueries, RecallMonitor
+from query.quality.recall_history import History
 from query.readiness import Readiness
 from query.rerank import Reranker
 from query.scatter import Searcher, Searchers
 from query.turns import Turns
 from tenants.audit import Audit
-from tenants.entities import EmbeddingModel, Generation
+from tenants.entities import EmbeddingModel
 from tenants.jobs import Jobs
 from tenants.keys import Keys
 from tenants.registry import Registry
 from vicinage.clock import Clock
 from vicinage.log import Log
-from vicinage.records import Floats
 from vicinage.settings import GatewaySettings, IngestSettings
 
 TURNS_AT_ONCE: Final = 2
@@ -35,57 +35,47 @@ A hung searcher or topic delays its own tenants only.
 """
 MeasureCapacity = Callable[[Searchers], Awaitable[Mapping[str, object]]]
 """Returns the capacity report (capacity/report.py)."""
-KeepRecentQueries = Callable[[Generation, Floats], None]
-"""Stores recent query vectors, on which the next segments' effort curves are measured."""
 
 
-@dataclass(frozen=True, slots=True)
-class Dependencies:
-    """The platform's resources and the gateway's options, which the wiring provides."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedDependencies:
+    """Dependencies that the wiring provides and the routes use as they are."""
 
     registry: Registry
     keys: Keys
     audit: Audit
     jobs: Jobs
     log: Log
-    searchers: tuple[Searcher, ...]
-    embedder_for: Callable[[str], QueryEmbedder]
-    embedder_ready: Callable[[], Awaitable[bool]]
-    measure_capacity: MeasureCapacity
-    check_model: Callable[[EmbeddingModel], None]
-    """Tries a model before it is registered. Raises Refused."""
     settings: GatewaySettings
     limits: IngestSettings
     slots_total: int
     clock: Clock
     local_operator: bool = False
+    check_model: Callable[[EmbeddingModel], None]
+    """Tries a model before it is registered. Raises Refused."""
+    measure_capacity: MeasureCapacity
     on_failure: Callable[[BaseException], None] | None = None
     """Called when a background task of the gateway fails."""
+    close_embedders: Callable[[], Awaitable[None]] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dependencies(SharedDependencies):
+    """The platform's resources and the gateway's options, which the wiring provides."""
+
+    searchers: tuple[Searcher, ...]
+    embedder_for: Callable[[str], QueryEmbedder]
+    embedder_ready: Callable[[], Awaitable[bool]]
     keep_recent_queries: KeepRecentQueries | None = None
     recall_history: History | None = None
     """Keeps measured recall over a restart."""
-    close_embedders: Callable[[], Awaitable[None]] | None = None
     reranker: Reranker | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class GatewayState:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayState(SharedDependencies):
     """The dependencies that the routes share. Their state changes; the set of them does not."""
 
-    registry: Registry
-    keys: Keys
-    audit: Audit
-    jobs: Jobs
-    log: Log
-    settings: GatewaySettings
-    limits: IngestSettings
-    slots_total: int
-    clock: Clock
-    local_operator: bool
-    check_model: Callable[[EmbeddingModel], None]
-    measure_capacity: MeasureCapacity
-    on_failure: Callable[[BaseException], None] | None
-    close_embedders: Callable[[], Awaitable[None]] | None
     searchers: Searchers
     freshness: Freshness
     recall: RecallMonitor
@@ -114,20 +104,7 @@ def open_state(given: Dependencies) -> GatewayState:
     freshness = Freshness(given.log, given.registry, searchers, given.clock)
     recall = _recall(given, searchers)
     return GatewayState(
-        registry=given.registry,
-        keys=given.keys,
-        audit=given.audit,
-        jobs=given.jobs,
-        log=given.log,
-        settings=given.settings,
-        limits=given.limits,
-        slots_total=given.slots_total,
-        clock=given.clock,
-        local_operator=given.local_operator,
-        check_model=given.check_model,
-        measure_capacity=given.measure_capacity,
-        on_failure=given.on_failure,
-        close_embedders=given.close_embedders,
+        **{field.name: getattr(given, field.name) for field in fields(SharedDependencies)},
         searchers=searchers,
         freshness=freshness,
         recall=recall,

@@ -27,8 +27,6 @@ from vicinage.metrics import gauge
 from vicinage.records import Floats, Hit, ShardResult
 from vicinage.telemetry import events
 
-__all__ = ["History", "RecallMonitor"]
-
 QUEUE_MAX: Final = 256
 WORKED_S: Final = 1.0
 """Maximum seconds of a sample that count as work.
@@ -40,6 +38,7 @@ SAVE_S: Final = 30.0
 GAUGES_S: Final = 1.0
 """Minimum interval between updates of the gauges."""
 KeepRecentQueries = Callable[[Generation, Floats], None]
+"""Stores recent query vectors, on which the next segments' effort curves are measured."""
 
 _event = events("query")
 _recall = gauge("vicinage_query_recall_ratio")
