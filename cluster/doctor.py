@@ -264,8 +264,7 @@ def _models(settings: Settings) -> str:
         if model.kind == "local":
             model_folder(model)
         else:
-            key = settings.embedder.model_keys.get(model.name)
-            check_server(model, key.get_secret_value() if key else None)
+            check_server(model, settings.embedder.model_key(model.name))
     return ", ".join(f"{m.name} ({m.kind})" for m in models)
 
 

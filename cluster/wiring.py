@@ -252,8 +252,7 @@ def _capacity_report(
 def _check_model(settings: Settings, model: EmbeddingModel) -> None:
     from ingest.embedding.check import check
 
-    key = settings.embedder.model_keys.get(model.name)
-    check(model, model_key=key.get_secret_value() if key else None)
+    check(model, model_key=settings.embedder.model_key(model.name))
 
 
 def _keep_recent_queries(manifests: "Manifests", of: Generation, vectors: Floats) -> None:
@@ -357,10 +356,7 @@ def _embedder(resources: Resources, model: EmbeddingModel, key: str | None) -> "
     from ingest.embedding import open_embedder
 
     s = resources.settings.embedder
-    model_key = s.model_keys.get(model.name)
-    return open_embedder(
-        model, url=s.url, key=key, model_key=model_key.get_secret_value() if model_key else None
-    )
+    return open_embedder(model, url=s.url, key=key, model_key=s.model_key(model.name))
 
 
 def _chunker(resources: Resources, model: EmbeddingModel) -> "Chunker":

@@ -45,6 +45,11 @@ class EmbedderSettings(Group):
         default={}, description="bearer keys of model servers, by model name (JSON)"
     )
 
+    def model_key(self, model: str) -> str | None:
+        """Returns the bearer key of a model's server; None if it has none, or an empty one."""
+        key = self.model_keys.get(model)
+        return key.get_secret_value() if key else None
+
 
 class IngestSettings(Group):
     """ingest: documents to vectors."""
